@@ -1,0 +1,17 @@
+"""Sparse autoencoders on language-model activations; every training is an MLflow run."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_mlflow.export import load_sae
+
+__all__ = ["load_sae"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only for whoever asks for it: `python -m sae_mlflow.plot` must not."""
+    if name == "load_sae":
+        from sae_mlflow.export import load_sae
+
+        return load_sae
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

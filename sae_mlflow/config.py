@@ -1,0 +1,365 @@
+"""Settings: a YAML file (with `extends`) and dotted overrides become one typed, frozen object.
+
+Everything that a user can get wrong here is said before anything heavy is imported or started.
+"""
+
+import difflib
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from sae_mlflow import naming
+from sae_mlflow.errors import UserError, known
+
+EMBEDDED_MODEL = "smollm2-135m"
+EMBEDDED_TEXT = "embedded"
+
+
+def _layer_list(value: object) -> object:
+    """`"10,15,20"`, `"3-7"` or one layer as the list that is meant."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value,)
+    if not isinstance(value, str):
+        return value
+    layers: list[int | str] = []
+    for part in filter(None, (p.strip() for p in value.split(","))):
+        first, dash, last = part.partition("-")
+        if dash and first.isdecimal() and last.isdecimal():
+            layers += range(int(first), int(last) + 1)
+        else:
+            layers.append(int(part) if part.isdecimal() else part)
+    return tuple(layers)
+
+
+Layer = Annotated[int, Field(ge=0, strict=True)] | Annotated[str, Field(min_length=1, strict=True)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSettings(_Section):
+    """The language model whose activations are read."""
+
+    name: str = EMBEDDED_MODEL
+    """Hugging Face causal LM: a Hub name, a local folder, or `smollm2-135m` (embedded)."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; unset means the default branch."""
+    layers: Annotated[tuple[Layer, ...], BeforeValidator(_layer_list), Field(min_length=1)] = (10,)
+    """Blocks counted from 0 (`10` is the residual stream after block 10) or module paths
+    (`layers.10.mlp`); `10,15,20` and `3-7` work as text."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format the LM runs in."""
+    device: str = "auto"
+    """Where the LM and the SAEs run: `auto` (cuda, else mps, else cpu), or a torch device."""
+
+
+class TextSettings(_Section):
+    """The documents, and how they become windows of tokens."""
+
+    source: str | tuple[str, ...] = EMBEDDED_TEXT
+    """`embedded` (English Wikipedia summaries, CC BY-SA 4.0), one or more local .txt, .jsonl or
+    .parquet files, or a data set's name on the Hub (streamed)."""
+    subset: str | None = None
+    """Configuration of a Hub data set."""
+    split: str = "train"
+    """Split of a Hub data set."""
+    column: str = "text"
+    """Field that holds the text, in .jsonl, .parquet and Hub data sets."""
+    tokens: int = Field(65_536, gt=0)
+    """Tokens that the LM reads, held-out ones included."""
+    context: int = Field(128, gt=1)
+    """Tokens in a window."""
+    held_out_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of the tokens kept for validation; whole documents, none on both sides."""
+    shuffle_seed: int = 0
+    """Seed of the order in which documents are read; apart from `seed`, so that trainings which
+    differ in `seed` share one activation cache."""
+
+
+class ActivationSettings(_Section):
+    """How activations are collected and cached."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the cache on disk."""
+    batch_windows: int = Field(8, gt=0)
+    """Windows that the LM reads at once."""
+    max_norm_ratio: float = Field(10.0, gt=1)
+    """A token whose norm is over this many times the layer's median is left out."""
+
+
+class SAESettings(_Section):
+    """The sparse autoencoder."""
+
+    architecture: Literal["topk"] = "topk"
+    """TopK: Gao et al. 2024, arXiv 2406.04093."""
+    k: int = Field(32, gt=0)
+    """Latents that may fire on a token."""
+    expansion_factor: int = Field(8, gt=0)
+    """Latents per dimension of the activations; `d_sae` wins where it is given."""
+    d_sae: int | None = Field(None, gt=0)
+    """Number of latents; unset means `expansion_factor * d_in`."""
+    aux_k: int | None = Field(None, gt=0)
+    """Dead latents that AuxK revives at once; unset means `d_in / 2`."""
+    aux_k_coefficient: float = Field(1 / 32, ge=0)
+    """Weight of the AuxK loss; 0 turns it off."""
+
+    def width(self, d_in: int) -> int:
+        """Number of latents for activations of `d_in` dimensions.
+
+        Raises:
+            UserError: `k` is larger than that.
+        """
+        d_sae = self.d_sae or self.expansion_factor * d_in
+        if self.k > d_sae:
+            raise UserError(
+                f"sae.k = {self.k} is larger than d_sae = {d_sae}. "
+                "Lower sae.k, or raise sae.d_sae or sae.expansion_factor."
+            )
+        return d_sae
+
+
+class TrainSettings(_Section):
+    """The training of one SAE."""
+
+    epochs: int = Field(10, gt=0)
+    """Passes over the training tokens."""
+    batch_tokens: int = Field(1024, gt=0)
+    """Tokens in a step."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak of Adam's learning rate; unset means a value for the width (see
+    `train.default_learning_rate`)."""
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from 0."""
+    decay_fraction: float = Field(0.2, ge=0, lt=1)
+    """Share of the steps, at the end, over which it falls to 0."""
+    gradient_clip: float = Field(1.0, gt=0)
+    """Largest norm of the whole gradient."""
+    dead_after_tokens: int | None = Field(None, gt=0)
+    """A latent that hasn't fired for this many tokens is dead; unset means half an epoch, at most
+    10,000,000."""
+
+
+class PlotSettings(_Section):
+    """The pictures drawn from the store."""
+
+    after_training: bool = True
+    """Draw and log them when a layer, and when all layers, have trained."""
+
+
+class OutputSettings(_Section):
+    """Plain files beside the store."""
+
+    dir: str | None = None
+    """Folder that gets `{model}/{layer}_training_history.json`, `{layer}_sae/` and
+    `training_plots/`; unset writes none."""
+    pt: bool = False
+    """Also write `{layer}_sae.pt`, a plain PyTorch state dict."""
+
+
+class Settings(_Section):
+    """All settings of one training."""
+
+    experiment: str = Field("sae", min_length=1)
+    """MLflow experiment that the runs go to; `--experiment-name` wins over it."""
+    seed: int = Field(0, ge=0)
+    """Seed of the SAE's first weights and of the order of batches."""
+    model: ModelSettings = ModelSettings()
+    text: TextSettings = TextSettings()
+    activations: ActivationSettings = ActivationSettings()
+    sae: SAESettings = SAESettings()
+    train: TrainSettings = TrainSettings()
+    plots: PlotSettings = PlotSettings()
+    output: OutputSettings = OutputSettings()
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting under its dotted key, in order: `{"experiment": "llama2", ...}`."""
+        return dict(_flatten(self.model_dump(mode="json")))
+
+
+def load_settings(config: str, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read a config file, apply what it extends and then the overrides, and validate the result.
+
+    Args:
+        config: a name in `configs/` (`sae_balanced.yaml`) or a path.
+        overrides: dotted keys to values, as `parse_set` returns them.
+
+    Raises:
+        UserError: the file is missing, empty or not YAML; a key is unknown; a value is wrong.
+    """
+    path = find_config(config)
+    data = _read_with_extends(path, ())
+    for key, value in (overrides or {}).items():
+        _assign(data, key, value)
+    try:
+        settings = Settings.model_validate(data)
+    except ValidationError as error:
+        raise UserError(_explain(error.errors()[0], path, set(overrides or {}))) from None
+    if settings.sae.d_sae:
+        settings.sae.width(d_in=0)
+    _check_layers(settings.model.layers, path)
+    return settings
+
+
+def parse_set(text: str) -> dict[str, Any]:
+    """`"sae.k=64 train.epochs=3"` as `{"sae.k": 64, "train.epochs": 3}`; values are YAML."""
+    overrides: dict[str, Any] = {}
+    try:
+        parts = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--set {text!r}: {error}. Write it as KEY=VALUE KEY=VALUE.") from None
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set: {part!r} is not KEY=VALUE, for example sae.k=64.")
+        try:
+            overrides[key] = yaml.safe_load(value) if value else None
+        except yaml.YAMLError:
+            raise UserError(f"--set {key}: {value!r} is not a YAML value.") from None
+    return overrides
+
+
+def setting_docs() -> Iterator[tuple[str, str, str]]:
+    """Every setting as (dotted key, default, what it means)."""
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.default, _Section):
+            for sub, subfield in type(field.default).model_fields.items():
+                yield f"{name}.{sub}", _shown(subfield.default), _one_line(subfield.description)
+        else:
+            yield name, _shown(field.default), _one_line(field.description)
+
+
+def find_config(config: str) -> Path:
+    """The file that a config's name means: a path, else in `./configs`, else the package's own."""
+    asked = Path(config).expanduser()
+    for candidate in _candidates(asked):
+        if candidate.is_file():
+            return candidate
+    names = sorted({p.name for d in _config_folders() if d.is_dir() for p in d.glob("*.yaml")})
+    near = difflib.get_close_matches(asked.name, names, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise UserError(f"Config {config!r} not found. {hint}There are: {known(names)}, or give a path.")
+
+
+def _candidates(asked: Path) -> Iterator[Path]:
+    spellings = [asked] if asked.suffix in {".yaml", ".yml"} else [asked, Path(f"{asked}.yaml")]
+    for path in spellings:
+        yield path
+        if not path.is_absolute():
+            # `configs/sae/x.yaml` also finds the package's `x.yaml`, wherever one works from
+            tails = [Path(*path.parts[i:]) for i in range(len(path.parts)) if ".." not in path.parts]
+            yield from (folder / tail for folder in _config_folders() for tail in tails)
+
+
+def _config_folders() -> list[Path]:
+    package = Path(__file__).parent
+    shipped = package / "configs"  # inside the wheel; in a source checkout it stands one level up
+    return [Path("configs"), shipped if shipped.is_dir() else package.parent / "configs"]
+
+
+def _read_with_extends(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise UserError(f"{path}: `extends` comes back to this file. Remove one of the links.")
+    data = _read_yaml(path)
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends = {parent!r}, but it takes one config's name.")
+    beside = path.parent / parent
+    base_path = beside if beside.is_file() else find_config(parent)
+    base = _read_with_extends(base_path, (*seen, path.resolve()))
+    return _merge(base, data)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        problem = getattr(error, "problem", None) or "it can't be parsed"
+        raise UserError(f"{path}{where} is not valid YAML: {problem}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file. A config is YAML in UTF-8.") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from None
+    if data is None:
+        raise UserError(f"{path} is empty. Put settings in it, or start from sae_balanced.yaml.")
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds a {type(data).__name__}, but a config is `key: value` lines.")
+    return data
+
+
+def _merge(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in data.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _assign(data: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = data.get(section)
+        # a copy, so that what an `extends` merge shares is left alone
+        data[section] = dict(inner) if isinstance(inner, dict) else {}
+        data = data[section]
+    data[last] = value
+
+
+def _check_layers(layers: tuple[int | str, ...], path: Path) -> None:
+    labels = [naming.layer_label(layer) for layer in layers]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"{path}: model.layers names {label} twice. Remove one.")
+
+
+def _explain(error: ErrorDetails, path: Path, overridden: set[str]) -> str:
+    """One of pydantic's findings as what, where and how to fix."""
+    parts = [str(part) for part in error["loc"]]
+    while parts and parts[-1] not in _all_names():  # union branches and list indices
+        if error["type"] == "extra_forbidden":
+            break
+        parts.pop()
+    key = ".".join(parts)
+    where = "--set" if key in overridden else str(path)
+    if error["type"] == "extra_forbidden":
+        keys = [k for k, _, _ in setting_docs()] + list(Settings.model_fields)
+        by_name = {k.split(".")[-1]: k for k in reversed(keys)}
+        near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+        near = near or [by_name[n] for n in difflib.get_close_matches(parts[-1], by_name, n=1)]
+        hint = f"Did you mean {near[0]}?" if near else f"Known here: {known(sorted(by_name))}."
+        return f"{where}: unknown setting {key!r}. {hint}"
+    docs = {k: doc for k, _, doc in setting_docs()}
+    meaning = f" {key}: {docs[key]}" if key in docs else ""
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{where}: {key} = {error['input']!r}, but {message}.{meaning}"
+
+
+def _all_names() -> set[str]:
+    return {part for key, _, _ in setting_docs() for part in key.split(".")}
+
+
+def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return "unset" if default is None else str(default)
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())

@@ -1,0 +1,13 @@
+"""The one exception for what a user did: what is wrong, where, and how to fix it."""
+
+
+class UserError(ValueError):
+    """Bad input. The command line prints its text alone, without a traceback, and exits with 2."""
+
+
+def known(names: list[str], limit: int = 12) -> str:
+    """The names there are, for the end of an error message: `a, b, c (and 9 more)`."""
+    if not names:
+        return "none"
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} (and {len(names) - limit} more)"
