@@ -243,7 +243,9 @@ def find_config(config: str) -> Path:
     names = sorted({p.name for d in _config_folders() if d.is_dir() for p in d.glob("*.yaml")})
     near = difflib.get_close_matches(asked.name, names, n=1)
     hint = f"Did you mean {near[0]}? " if near else ""
-    raise UserError(f"Config {config!r} not found. {hint}There are: {known(names)}, or give a path.")
+    raise UserError(
+        f"Config {config!r} not found. {hint}There are: {known(names)}, or give a path."
+    )
 
 
 def _candidates(asked: Path) -> Iterator[Path]:
@@ -252,7 +254,9 @@ def _candidates(asked: Path) -> Iterator[Path]:
         yield path
         if not path.is_absolute():
             # `configs/sae/x.yaml` also finds the package's `x.yaml`, wherever one works from
-            tails = [Path(*path.parts[i:]) for i in range(len(path.parts)) if ".." not in path.parts]
+            tails = [
+                Path(*path.parts[i:]) for i in range(len(path.parts)) if ".." not in path.parts
+            ]
             yield from (folder / tail for folder in _config_folders() for tail in tails)
 
 
@@ -292,7 +296,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if data is None:
         raise UserError(f"{path} is empty. Put settings in it, or start from sae_balanced.yaml.")
     if not isinstance(data, dict):
-        raise UserError(f"{path} holds a {type(data).__name__}, but a config is `key: value` lines.")
+        raise UserError(
+            f"{path} holds a {type(data).__name__}, but a config is `key: value` lines."
+        )
     return data
 
 
@@ -300,7 +306,9 @@ def _merge(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in data.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged[key] = (
+            _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
     return merged
 
 

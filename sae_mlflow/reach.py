@@ -1,0 +1,82 @@
+"""Whether a tracking store can be reached, found out in seconds: MLflow's client tries for minutes."""
+
+import os
+import socket
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from sae_mlflow.errors import UserError
+
+_PROBE_SECONDS = 5.0
+_SQLITE_HEADER = b"SQLite format 3\0"
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def check_reachable(uri: str) -> None:
+    """Raise a UserError where nothing can answer at a tracking URI.
+
+    An HTTP store is asked for its health, a database server for a connection, and a SQLite file
+    for a folder that it can be written in. Other kinds (Databricks, plug-ins) are left to MLflow.
+    """
+    parts = urlsplit(uri)
+    scheme = parts.scheme.split("+")[0]
+    if scheme in {"http", "https"}:
+        _check_http(uri)
+    elif scheme == "sqlite":
+        _check_sqlite(uri)
+    elif scheme in _DATABASE_PORTS:
+        _check_port(uri, parts.hostname or "localhost", parts.port or _DATABASE_PORTS[scheme])
+
+
+def hide_password(uri: str) -> str:
+    """A URI as it may be shown: `postgresql://me:secret@host/db` -> `postgresql://me:***@host/db`."""
+    password = urlsplit(uri).password
+    return uri.replace(f":{password}@", ":***@") if password else uri
+
+
+def _check_http(uri: str) -> None:
+    try:
+        with urlopen(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS):
+            return
+    except HTTPError:
+        return  # something answers; whether it lets us in is for MLflow to say
+    except (URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise _unreachable(uri, reason, "Start it, or correct the address.") from None
+
+
+def _check_port(uri: str, host: str, port: int) -> None:
+    try:
+        socket.create_connection((host, port), timeout=_PROBE_SECONDS).close()
+    except OSError as error:
+        raise _unreachable(uri, error, "Start the database, or correct the address.") from None
+
+
+def _check_sqlite(uri: str) -> None:
+    path = uri.split(":///", 1)[-1].split("?")[0]
+    if not path:
+        return
+    file = Path(path)
+    folder = file.parent
+    if not folder.is_dir():
+        raise _unreachable(uri, f"there is no folder {folder}", "Make it, or correct the path.")
+    if not os.access(file if file.exists() else folder, os.W_OK):
+        raise _unreachable(uri, f"{file} can't be written", "Choose a place that can.")
+    if file.is_dir():
+        raise _unreachable(uri, f"{file} is a folder", "Name a file.")
+    if file.exists() and _head(file) not in {b"", _SQLITE_HEADER}:
+        raise _unreachable(uri, f"{file} is not a SQLite database", "Name another file.")
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(len(_SQLITE_HEADER))
+
+
+def _unreachable(uri: str, reason: object, fix: str) -> UserError:
+    return UserError(
+        f"The tracking store {hide_password(uri)} can't be reached: {reason}. {fix} "
+        "(It comes from --tracking-uri or MLFLOW_TRACKING_URI.)"
+    )

@@ -1,0 +1,293 @@
+"""The tracking store: runs, metrics, artifacts and queries. Nothing else imports `mlflow`.
+
+Every call names its run: MLflow's global active run is never used, so several runs can be open.
+The contract of what stands in the store is the README's table "What stands in the store".
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils import mlflow_tags
+from sqlalchemy.exc import SQLAlchemyError
+
+from sae_mlflow.errors import UserError, known
+from sae_mlflow.reach import check_reachable, hide_password
+
+ROLE_SWEEP = "sweep"
+ROLE_LAYER = "layer"
+ROLE_COMPARISON = "comparison"
+
+PLOTS_FOLDER = "training_plots"
+SAE_FOLDER = "sae"
+
+_NOTE_LIMIT = 8_000  # MLflow cuts a longer tag without a word
+_BATCH_LIMIT = 100  # params and tags that one log_batch takes
+
+logging.getLogger("alembic").setLevel(logging.WARNING)  # a new SQLite store tells 40 migrations
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would cut ours in two
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run as a query found it."""
+
+    run_id: str
+    name: str
+    experiment_id: str
+    parent_id: str | None
+    status: str
+    start_time: int
+    """Milliseconds since 1970."""
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    """Each metric's last value."""
+    tags: Mapping[str, str]
+
+    @property
+    def model(self) -> str:
+        return self.tags.get("sae.model", "")
+
+    @property
+    def layer(self) -> str:
+        return self.tags.get("sae.layer", "")
+
+
+class OpenRun:
+    """One run that is being written to."""
+
+    def __init__(self, client: MlflowClient, run: Run) -> None:
+        self._client = client
+        self.run_id: str = run.info.run_id
+        self.experiment_id: str = run.info.experiment_id
+        self.name: str = run.info.run_name or ""
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        entries = [Param(key, _param_text(value)) for key, value in params.items()]
+        for start in range(0, len(entries), _BATCH_LIMIT):
+            self._client.log_batch(self.run_id, params=entries[start : start + _BATCH_LIMIT])
+
+    def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """One value per metric, step = epoch (from 1); visible in the UI at once."""
+        now = int(time.time() * 1000)
+        entries = [Metric(key, float(value), now, epoch) for key, value in metrics.items()]
+        self._client.log_batch(self.run_id, metrics=entries)
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        self._client.log_artifact(self.run_id, str(path), folder)
+
+    def log_folder(self, path: Path, folder: str | None = None) -> None:
+        self._client.log_artifacts(self.run_id, str(path), folder)
+
+    def log_text(self, text: str, file: str) -> None:
+        self._client.log_text(self.run_id, text, file)
+
+    def log_data_set(self, name: str, digest: str, source: Mapping[str, object]) -> None:
+        """The text that was trained on, as an MLflow input of the run."""
+        data_set = Dataset(
+            name=name,
+            digest=digest[:16],
+            source_type="sae_mlflow",
+            source=json.dumps(source),
+            profile=json.dumps({k: v for k, v in source.items() if isinstance(v, int)}),
+        )
+        context = InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "training")
+        self._client.log_inputs(self.run_id, [DatasetInput(data_set, [context])])
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    def describe(self, markdown: str) -> None:
+        """The description shown above the run; what is too long ends with a line that says so."""
+        if len(markdown) > _NOTE_LIMIT:
+            end = "\n\n(cut here: a description holds 8,000 characters)"
+            lines = markdown[: _NOTE_LIMIT - len(end)].rsplit("\n", 1)[0]
+            markdown = lines + end
+        self.tag({mlflow_tags.MLFLOW_RUN_NOTE: markdown})
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Close the run: `FINISHED`, `FAILED` or `KILLED`."""
+        self._client.set_terminated(self.run_id, status)
+
+    def fail(self, reason: str, status: str = "FAILED") -> None:
+        self.tag({"sae.failure": reason[:5_000]})
+        self.finish(status)
+
+
+class Store:
+    """The tracking store at `uri`, or where MLflow's own settings say.
+
+    Raises:
+        UserError: the store can't be reached or opened; said within seconds, where MLflow's own
+            client would retry for minutes.
+    """
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri: str = uri or mlflow.get_tracking_uri()
+        check_reachable(self.uri)
+        try:
+            self._client = MlflowClient(tracking_uri=self.uri)
+            self._client.search_experiments(max_results=1)
+        except (MlflowException, SQLAlchemyError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"The tracking store {hide_password(self.uri)} can't be opened: {first}"
+            ) from None
+
+    # -- where things are -------------------------------------------------------------------
+
+    def address(self, experiment_id: str, run_id: str | None = None) -> str:
+        """The page of a run, or of an experiment's runs, in the MLflow UI.
+
+        The plain page of an experiment opens on a view in which training runs can't be seen.
+        """
+        web = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        page = f"{web.rstrip('/')}/#/experiments/{experiment_id}/runs"
+        return f"{page}/{run_id}" if run_id else f"{page}?workflowType=machine_learning"
+
+    def download(self, artifact_uri: str) -> Path:
+        """An artifact (`runs:/ID/sae`) as a local file or folder."""
+        try:
+            found = mlflow.artifacts.download_artifacts(artifact_uri, tracking_uri=self.uri)
+        except (MlflowException, OSError) as error:
+            raise UserError(f"{artifact_uri} can't be read from {self.uri}: {error}") from None
+        return Path(found)
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def experiment_id(self, name: str) -> str:
+        """The experiment of that name, made where there is none."""
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return self._client.create_experiment(name)
+            except MlflowException:  # another process was first
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"Experiment {name!r} was deleted in {self.uri}. Choose another with "
+                f"--experiment-name, or run: mlflow experiments restore -x {found.experiment_id}"
+            )
+        return found.experiment_id
+
+    def open_run(
+        self, experiment_id: str, name: str, tags: Mapping[str, str], parent: OpenRun | None = None
+    ) -> OpenRun:
+        all_tags = {**resolve_tags(), mlflow_tags.MLFLOW_RUN_NAME: name, **tags}
+        if parent is not None:
+            all_tags[mlflow_tags.MLFLOW_PARENT_RUN_ID] = parent.run_id
+        return OpenRun(self._client, self._client.create_run(experiment_id, tags=all_tags))
+
+    def reopen(self, run_id: str) -> OpenRun:
+        """A run that is there already, to log more to it; its status stays as it is."""
+        return OpenRun(self._client, self._client.get_run(run_id))
+
+    def launcher(self) -> OpenRun | None:
+        """The run that `mlflow run` made for this process; None where it didn't start it."""
+        run_id = os.environ.get("MLFLOW_RUN_ID")
+        return self.reopen(run_id) if run_id else None
+
+    def comparison_run(self, experiment_id: str, model: str) -> OpenRun:
+        """The run that holds a model's plots over several parents; one per model."""
+        where = f"tags.`sae.role` = '{ROLE_COMPARISON}'"
+        for row in self._search(experiment_id, where):
+            if row.model == model:
+                return self.reopen(row.run_id)
+        tags = {"sae.role": ROLE_COMPARISON, "sae.model": model}
+        run = self.open_run(experiment_id, f"{model} comparison", tags)
+        run.finish()
+        return run
+
+    # -- queries ----------------------------------------------------------------------------
+
+    def find_experiment(self, name: str) -> str:
+        """The id of an experiment that has to be there.
+
+        Raises:
+            UserError: it isn't; the names that there are stand in the message.
+        """
+        found = self._client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage == "deleted":
+            names = sorted(e.name for e in self._client.search_experiments())
+            raise UserError(
+                f"No experiment {name!r} in {self.uri}. There are: {known(names)}. "
+                "Name one of them, or point --tracking-uri at the right store."
+            )
+        return found.experiment_id
+
+    def layer_runs(
+        self, experiment_id: str, *, parent_id: str | None = None, finished: bool = True
+    ) -> list[RunRow]:
+        """The SAE trainings of an experiment, newest first."""
+        where = f"tags.`sae.role` = '{ROLE_LAYER}'"
+        if finished:
+            where += " and attributes.status = 'FINISHED'"
+        if parent_id:
+            where += f" and tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{parent_id}'"
+        return list(self._search(experiment_id, where))
+
+    def run(self, run_id: str) -> RunRow:
+        return _row(self._client.get_run(run_id))
+
+    def history(self, run_id: str, metrics: Sequence[str]) -> Iterator[tuple[str, int, float]]:
+        """A run's `(metric, step, value)`, by metric and step; of a step logged twice, the last."""
+        for key in metrics:
+            entries = self._client.get_metric_history(run_id, key)
+            entries.sort(key=lambda entry: (entry.step, entry.timestamp))
+            yield from ((key, s, v) for s, v in {e.step: e.value for e in entries}.items())
+
+    def _search(self, experiment_id: str, where: str) -> Iterator[RunRow]:
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [experiment_id],
+                where,
+                max_results=1000,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            yield from map(_row, page)
+            token = page.token
+            if not token:
+                return
+
+
+def launched_experiment_id() -> str | None:
+    """The experiment that `mlflow run --experiment-name` chose; None where it wasn't given.
+
+    MLflow hands its child experiment 0, the default one, where no name was given.
+    """
+    chosen = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    return chosen if os.environ.get("MLFLOW_RUN_ID") and chosen != "0" else None
+
+
+def _row(run: Run) -> RunRow:
+    return RunRow(
+        run_id=run.info.run_id,
+        name=run.info.run_name or "",
+        experiment_id=run.info.experiment_id,
+        parent_id=run.data.tags.get(mlflow_tags.MLFLOW_PARENT_RUN_ID),
+        status=run.info.status,
+        start_time=run.info.start_time or 0,
+        params=run.data.params,
+        metrics=run.data.metrics,
+        tags=run.data.tags,
+    )
+
+
+def _param_text(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
