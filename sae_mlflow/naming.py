@@ -13,7 +13,7 @@ _SAE_LENS_HOOKS = {
 
 
 def sanitise(name: str) -> str:
-    """A model's name as part of a file name: `meta-llama/Llama-2-7b-hf` -> `meta-llama-Llama-2-7b-hf`.
+    """A model's name in a file name: `meta-llama/Llama-2-7b-hf` -> `meta-llama-Llama-2-7b-hf`.
 
     Only `[A-Za-z0-9._-]` survives and it never starts with a dot, so it can't leave its folder.
     """
@@ -30,7 +30,7 @@ def hookpoint(layer: int | str) -> str:
 
 
 def layer_label(layer: int | str) -> str:
-    """A layer as tags and file names show it: `10` -> `layer10`, `layers.10.mlp` -> `layer10_mlp`."""
+    """A layer in tags and file names: `10` -> `layer10`, `layers.10.mlp` -> `layer10_mlp`."""
     path = hookpoint(layer)
     label = re.sub(r"^layers\.(\d+)\.?", r"layer\1_", path).rstrip("_")
     return re.sub(r"[^A-Za-z0-9_-]+", "_", label).strip("_")

@@ -1,4 +1,4 @@
-"""Whether a tracking store can be reached, found out in seconds: MLflow's client tries for minutes."""
+"""Whether a tracking store can be reached, known in seconds: MLflow's client tries for minutes."""
 
 import os
 import socket

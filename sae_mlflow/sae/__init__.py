@@ -6,7 +6,7 @@ from sae_mlflow.sae.topk import TopKSAE
 
 __all__ = ["ARCHITECTURES", "SAE", "StepLoss", "TopKSAE", "build_sae"]
 
-ARCHITECTURES = {"topk": TopKSAE}
+ARCHITECTURES: dict[str, type[SAE]] = {"topk": TopKSAE}
 
 
 def build_sae(settings: SAESettings, d_in: int) -> SAE:

@@ -1,4 +1,4 @@
-"""What every architecture is: parameters, `encode`, `decode`, and a loss for one step of training."""
+"""What every architecture has: parameters, `encode`, `decode`, and the loss of a step."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sae_mlflow.config import SAESettings
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,16 @@ class SAE(nn.Module, ABC):
         self.b_enc = nn.Parameter(torch.zeros(d_sae))
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, settings: SAESettings, d_in: int) -> "SAE":
+        """One to be trained; raises a UserError where the settings don't fit `d_in`."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: dict[str, Any]) -> "SAE":
+        """One to be loaded: from the sizes and `hyperparameters` that stand in a `cfg.json`."""
 
     @torch.no_grad()
     def initialise(self, sample: Tensor, generator: torch.Generator) -> None:
@@ -94,7 +106,7 @@ class SAE(nn.Module, ABC):
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Bring each decoder row back to unit length."""
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
     @torch.no_grad()
     def fold_scale(self, scale: float) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""TopK with AuxK: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv 2406.04093."""
+"""TopK with AuxK: Gao et al. 2024, Scaling and evaluating sparse autoencoders (2406.04093)."""
 
 from typing import Any
 
@@ -32,6 +32,10 @@ class TopKSAE(SAE):
     def from_settings(cls, settings: SAESettings, d_in: int) -> "TopKSAE":
         d_sae = settings.width(d_in)
         return cls(d_in, d_sae, settings.k, settings.aux_k, settings.aux_k_coefficient)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "TopKSAE":
+        return cls(config["d_in"], config["d_sae"], config["k"])
 
     def encode_sparse(self, acts: Tensor) -> sparse.SparseLatents:
         """Latents of activations `[batch, d_in]`, as the k that may be non-zero."""
