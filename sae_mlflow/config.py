@@ -181,6 +181,10 @@ class Settings(_Section):
         """Every setting under its dotted key, in order: `{"experiment": "llama2", ...}`."""
         return dict(_flatten(self.model_dump(mode="json")))
 
+    def to_yaml(self) -> str:
+        """All settings as a config file that gives them again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
 
 def load_settings(config: str, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read a config file, apply what it extends and then the overrides, and validate the result.

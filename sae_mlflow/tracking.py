@@ -7,14 +7,25 @@ The contract of what stands in the store is the README's table "What stands in t
 import json
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import mlflow_tags
@@ -155,6 +166,23 @@ class Store:
         page = f"{web.rstrip('/')}/#/experiments/{experiment_id}/runs"
         return f"{page}/{run_id}" if run_id else f"{page}?workflowType=machine_learning"
 
+    def next_steps(self, experiment: str, experiment_id: str) -> list[str]:
+        """Where the runs are, and the two commands that open them."""
+        shown = hide_password(self.uri)
+        is_default = self.uri == mlflow.get_tracking_uri()
+        if self.uri.startswith("http"):
+            ui = f"open {self.address(experiment_id)}"
+        else:
+            where = "" if is_default else f" --backend-store-uri {shown}"
+            ui = f"mlflow ui{where}   then open {self.address(experiment_id)}"
+        where = "" if is_default else f" --tracking-uri {shown}"
+        name = shlex.quote(experiment)
+        return [
+            f"Store: {shown}, experiment {experiment}",
+            f"  {ui}",
+            f"  python -m sae_mlflow.plot --experiment {name}{where}",
+        ]
+
     def download(self, artifact_uri: str) -> Path:
         """An artifact (`runs:/ID/sae`) as a local file or folder."""
         try:
@@ -181,6 +209,9 @@ class Store:
                 f"--experiment-name, or run: mlflow experiments restore -x {found.experiment_id}"
             )
         return found.experiment_id
+
+    def experiment_name(self, experiment_id: str) -> str:
+        return self._client.get_experiment(experiment_id).name
 
     def open_run(
         self, experiment_id: str, name: str, tags: Mapping[str, str], parent: OpenRun | None = None
@@ -209,6 +240,32 @@ class Store:
         run = self.open_run(experiment_id, f"{model} comparison", tags)
         run.finish()
         return run
+
+    def is_there(self, run_id: str) -> bool:
+        """Whether a run can be written to: it exists, and hasn't been deleted."""
+        try:
+            return self._client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE
+        except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                return False
+            raise
+
+    def log_plot(self, run_id: str, picture: Path) -> str | None:
+        """Log a picture to a run; its address, or None where the run has been deleted.
+
+        Raises:
+            UserError: the place of the run's artifacts can't be written.
+        """
+        if not self.is_there(run_id):
+            return None
+        try:
+            self._client.log_artifact(run_id, str(picture), PLOTS_FOLDER)
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"{picture.name} can't be logged to run {run_id}: {error}. See that its artifact "
+                "location can be written from here, or draw with --no-log --output-dir DIR."
+            ) from None
+        return f"runs:/{run_id}/{PLOTS_FOLDER}/{picture.name}"
 
     # -- queries ----------------------------------------------------------------------------
 
@@ -271,6 +328,16 @@ def launched_experiment_id() -> str | None:
     """
     chosen = os.environ.get("MLFLOW_EXPERIMENT_ID")
     return chosen if os.environ.get("MLFLOW_RUN_ID") and chosen != "0" else None
+
+
+def tag_launcher(tags: Mapping[str, str]) -> None:
+    """Tag the run that `mlflow run` made; where that can't be done, nothing is lost but the tag."""
+    try:
+        launcher = Store().launcher()
+        if launcher is not None:
+            launcher.tag(tags)
+    except (UserError, MlflowException):
+        logging.getLogger(__name__).warning("The launcher's run couldn't be tagged.")
 
 
 def _row(run: Run) -> RunRow:

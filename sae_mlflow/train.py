@@ -58,29 +58,31 @@ def default_learning_rate(d_sae: int) -> float:
     return 2e-4 / (d_sae / 2**14) ** 0.5
 
 
-def train(
-    sae: SAE, acts: Activations, settings: TrainSettings, seed: int
-) -> Iterator[StepRecord | EpochRecord]:
+def train(trainer: "Trainer", acts: Activations, seed: int) -> Iterator[StepRecord | EpochRecord]:
     """Train an SAE, its first weights included; deterministic from `seed` on one machine."""
     generator = torch.Generator().manual_seed(seed)
-    sae.initialise(acts.sample(INITIAL_SAMPLE_TOKENS, generator), generator)
-    n_steps = acts.n_train // settings.batch_tokens * settings.epochs
-    trainer = Trainer(sae, settings, n_steps, acts.n_train)
-    for epoch in range(1, settings.epochs + 1):
+    trainer.sae.initialise(acts.sample(INITIAL_SAMPLE_TOKENS, generator), generator)
+    for epoch in range(1, trainer.settings.epochs + 1):
         yield from trainer.epoch(epoch, acts, generator)
 
 
 class Trainer:
     """The state of one training: optimizer, schedule, and how long each latent has been silent."""
 
-    def __init__(self, sae: SAE, settings: TrainSettings, n_steps: int, epoch_tokens: int) -> None:
+    def __init__(self, sae: SAE, settings: TrainSettings, n_train: int) -> None:
+        """
+        Args:
+            n_train: training tokens; the last ones, too few for a batch, wait for another epoch.
+        """
         self.sae = sae
         self.settings = settings
-        self.n_steps = n_steps
+        steps_per_epoch = n_train // settings.batch_tokens
+        self.epoch_tokens = steps_per_epoch * settings.batch_tokens
+        self.n_steps = steps_per_epoch * settings.epochs
         self.steps_done = 0
         self.peak_learning_rate = settings.learning_rate or default_learning_rate(sae.d_sae)
         self.dead_after_tokens = settings.dead_after_tokens or min(
-            max(epoch_tokens // 2, 1), MAX_DEAD_AFTER_TOKENS
+            max(n_train // 2, 1), MAX_DEAD_AFTER_TOKENS
         )
         self.silent_tokens = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
         self._optimizer = torch.optim.Adam(sae.parameters(), lr=0.0, fused=True)

@@ -5,11 +5,15 @@ outlives its chunk; nothing of that size is kept for backward. Both weight gradi
 product of a sparse `[d_sae, batch]` matrix with a dense one. All of it runs on CPU and CUDA.
 """
 
+import warnings
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+# said once a process by every use of sparse_csr_tensor
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
 
 # Rows encoded at once: 1,024 rows cost 10% over the whole product at 576 x 4,608 (the weights are
 # packed again for each chunk), 256 rows up to 60%.

@@ -1,0 +1,68 @@
+"""The plain files of a training, beside the store: `results/saes/{model}/...`."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from sae_mlflow import export, naming
+from sae_mlflow.config import Settings
+from sae_mlflow.errors import UserError
+from sae_mlflow.history import write_history
+from sae_mlflow.sae import SAE
+from sae_mlflow.tracking import PLOTS_FOLDER
+
+OVERLAY_METRICS = ("reconstruction_loss", "total_loss", "l0_norm")
+
+
+def check_folder(folder: str | None) -> None:
+    """Raise a UserError, before anything is trained, where `output.dir` can't be written."""
+    if folder is None:
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(_unwritable(folder, error.strerror)) from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(_unwritable(folder, "permission denied"))
+
+
+def write_layer(
+    settings: Settings,
+    sae: SAE,
+    layer: int | str,
+    history: Mapping[str, list[float]],
+    *,
+    scale: float,
+) -> None:
+    """`{layer}_training_history.json`, `{layer}_sae/`, the pictures, and `{layer}_sae.pt`."""
+    from sae_mlflow.plot import plot_reconstruction_loss_only, plot_sae_training_history
+
+    folder, label, name = _folder(settings), naming.layer_label(layer), settings.model.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_history(folder / f"{label}_training_history.json", history)
+    export.save_sae(sae, folder / f"{label}_sae", scale=scale, model_name=name, layer=layer)
+    if settings.output.pt:
+        export.save_state_dict(sae, folder / f"{label}_sae.pt", scale=scale)
+    if settings.plots.after_training:
+        plot_sae_training_history(history, name, label, folder / PLOTS_FOLDER)
+        plot_reconstruction_loss_only(history, name, label, folder / PLOTS_FOLDER)
+
+
+def write_overlays(settings: Settings, histories: Mapping[str, Mapping[str, list[float]]]) -> None:
+    """The pictures of all layers together."""
+    from sae_mlflow.plot import plot_all_layers_comparison
+
+    if settings.plots.after_training:
+        for metric in OVERLAY_METRICS:
+            plot_all_layers_comparison(
+                histories, settings.model.name, _folder(settings) / PLOTS_FOLDER, metric=metric
+            )
+
+
+def _folder(settings: Settings) -> Path:
+    assert settings.output.dir is not None
+    return Path(settings.output.dir) / naming.sanitise(settings.model.name)
+
+
+def _unwritable(folder: str, reason: str | None) -> str:
+    return f"output.dir: {folder} can't be written: {reason}. Choose a folder that can."

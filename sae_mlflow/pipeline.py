@@ -1,0 +1,319 @@
+"""The composition root: settings in, runs out. Everything meets here and nowhere else."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from sae_mlflow import activation_cache, export, naming, outputs
+from sae_mlflow.activations import (
+    ActivationPlan,
+    LayerActivations,
+    fill_activations,
+    open_activations,
+    plan_activations,
+)
+from sae_mlflow.config import Settings
+from sae_mlflow.corpus import Windows, token_windows
+from sae_mlflow.display import Display
+from sae_mlflow.history import write_history
+from sae_mlflow.language_model import (
+    check_model,
+    load_language_model,
+    load_tokenizer,
+    resolve_device,
+)
+from sae_mlflow.report import Row, launcher_note, parent_note
+from sae_mlflow.sae import SAE, build_sae
+from sae_mlflow.stopwatch import Stopwatch
+from sae_mlflow.tracking import (
+    ROLE_LAYER,
+    ROLE_SWEEP,
+    SAE_FOLDER,
+    OpenRun,
+    Store,
+    launched_experiment_id,
+)
+from sae_mlflow.train import EpochRecord, StepRecord, Trainer, train
+
+
+@dataclass
+class Training:
+    """One training of all its layers, while it goes on."""
+
+    settings: Settings
+    store: Store
+    experiment: str
+    experiment_id: str
+    display: Display
+    clock: Stopwatch
+    device: torch.device
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def model_label(self) -> str:
+        return naming.sanitise(self.settings.model.name)
+
+
+def run_training(
+    settings: Settings,
+    display: Display,
+    *,
+    experiment_name: str | None = None,
+    tracking_uri: str | None = None,
+    clock: Stopwatch | None = None,
+) -> Training:
+    """Train an SAE on every layer of the settings; each is a run in the tracking store.
+
+    Args:
+        experiment_name: wins over the experiment in the settings.
+        tracking_uri: the store; unset means MLflow's own setting.
+
+    Raises:
+        UserError: whatever a user can mend. Runs that were opened are FAILED by then, with the
+            reason in their tag `sae.failure`.
+    """
+    clock = clock or Stopwatch()
+    with clock.stage("load"):
+        outputs.check_folder(settings.output.dir)
+        settings.sae.width(check_model(settings.model).d_model)
+        device = resolve_device(settings.model.device)
+    with clock.stage("store"):
+        store = Store(tracking_uri)
+        experiment, experiment_id = _experiment(store, settings, experiment_name)
+        parent = _parent(store, experiment_id, settings)
+    training = Training(settings, store, experiment, experiment_id, display, clock, device)
+    display.say(f"Runs: {store.address(experiment_id, parent.run_id)}")
+    with _recorded(parent):
+        for acts, layer in zip(_activations(training, parent), settings.model.layers, strict=True):
+            training.rows.append(_train_layer(training, parent, acts, layer))
+            parent.describe(parent_note(settings, training.rows))
+        _finish(training, parent)
+    return training
+
+
+def _experiment(store: Store, settings: Settings, name: str | None) -> tuple[str, str]:
+    """The experiment that the runs go to: its name and id.
+
+    `--experiment-name` wins, given to us or to `mlflow run`; else the settings decide.
+    """
+    launched = launched_experiment_id()
+    if name is None and launched is not None:
+        return store.experiment_name(launched), launched
+    name = name or settings.experiment
+    return name, store.experiment_id(name)
+
+
+def _parent(store: Store, experiment_id: str, settings: Settings) -> OpenRun:
+    """The sweep's run: the one that `mlflow run` made where it is in the right experiment."""
+    launcher = store.launcher()
+    tags = {"sae.role": ROLE_SWEEP, "sae.model": settings.model.name}
+    if launcher is not None and launcher.experiment_id == experiment_id:
+        launcher.tag(tags)
+        parent = launcher
+    else:
+        parent = store.open_run(experiment_id, naming.sanitise(settings.model.name), tags)
+        if launcher is not None:
+            launcher.describe(launcher_note(experiment_id, parent.run_id, settings.experiment))
+    parent.log_params(settings.flat())
+    parent.log_text(settings.to_yaml(), "config.yaml")
+    return parent
+
+
+def _activations(training: Training, parent: OpenRun) -> list[LayerActivations]:
+    """Text to windows, and windows to activations that are cached for every layer."""
+    settings, display, clock = training.settings, training.display, training.clock
+    with clock.stage("load"):
+        display.say(f"Reading {settings.text.tokens:,} tokens for {settings.model.name}")
+        windows = token_windows(settings.text, load_tokenizer(settings.model))
+        if windows.note:
+            display.warn(windows.note)
+        parent.log_data_set(*_data_set(windows))
+        plan = plan_activations(settings, windows)
+    if plan.missing:
+        _harvest(training, plan)
+    else:
+        display.say(f"Activations of all layers are cached in {plan.folder}")
+    return open_activations(plan, training.device)
+
+
+def _harvest(training: Training, plan: ActivationPlan) -> None:
+    free = shutil.disk_usage(activation_cache.activations_folder()).free
+    training.display.say(
+        f"Activations to write: {activation_cache.in_units(plan.bytes_to_write)} in {plan.folder} "
+        f"({activation_cache.in_units(free)} free)"
+    )
+    with training.clock.stage("load"):
+        lm = load_language_model(training.settings.model)
+    with (
+        training.clock.stage("harvest"),
+        training.display.harvest(plan.tokens_to_read) as update,
+    ):
+        for tokens_read in fill_activations(plan, lm):
+            update(tokens_read)
+
+
+def _train_layer(
+    training: Training, parent: OpenRun, acts: LayerActivations, layer: int | str
+) -> Row:
+    """One layer's run, from its first epoch to its pictures."""
+    settings, clock, label = training.settings, training.clock, naming.layer_label(layer)
+    sae = build_sae(settings.sae, acts.d_in).to(training.device)
+    trainer = Trainer(sae, settings.train, acts.n_train)
+    with clock.stage("log"):
+        run = _open_layer_run(training, parent, acts, layer, trainer)
+    with _recorded(run):
+        history = _epochs(training, run, acts, trainer, label)
+        with clock.stage("log"), tempfile.TemporaryDirectory() as scratch:
+            _log_results(training, run, sae, acts, layer, history, Path(scratch))
+        if settings.plots.after_training:
+            with clock.stage("plot"), _drawing(training.display, label):
+                from sae_mlflow.plot import draw_layer_run
+
+                draw_layer_run(training.store, run.run_id)
+    if settings.output.dir:
+        outputs.write_layer(settings, sae, layer, history, scale=acts.scale)
+    return Row(label, training.experiment_id, run.run_id, history)
+
+
+def _open_layer_run(
+    training: Training,
+    parent: OpenRun,
+    acts: LayerActivations,
+    layer: int | str,
+    trainer: Trainer,
+) -> OpenRun:
+    settings, label = training.settings, naming.layer_label(layer)
+    tags = {
+        "sae.role": ROLE_LAYER,
+        "sae.model": settings.model.name,
+        "sae.layer": label,
+        "sae.hookpoint": acts.hookpoint,
+        "sae.architecture": settings.sae.architecture,
+    }
+    name = f"{training.model_label}_{label}"
+    run = training.store.open_run(training.experiment_id, name, tags, parent)
+    run.log_params(_layer_params(settings, trainer, acts))
+    return run
+
+
+def _layer_params(
+    settings: Settings, trainer: Trainer, acts: LayerActivations
+) -> dict[str, object]:
+    """A layer's settings with the defaults that depend on its width filled in, and its data."""
+    sections = ("model.", "text.", "activations.", "sae.", "train.")
+    params = {key: value for key, value in settings.flat().items() if key.startswith(sections)}
+    del params["model.layers"]
+    return params | {
+        **{f"sae.{key}": value for key, value in trainer.sae.hyperparameters().items()},
+        "sae.d_sae": trainer.sae.d_sae,
+        "train.learning_rate": trainer.peak_learning_rate,
+        "train.dead_after_tokens": trainer.dead_after_tokens,
+        "d_in": acts.d_in,
+        "d_sae": trainer.sae.d_sae,
+        "seed": settings.seed,
+        "data.train_tokens": acts.n_train,
+        "data.held_out_tokens": acts.n_held_out,
+        "data.giant_norm_train_tokens": acts.n_giant_train,
+        "data.giant_norm_held_out_tokens": acts.n_giant_held_out,
+        "data.scale": acts.scale,
+    }
+
+
+def _epochs(
+    training: Training, run: OpenRun, acts: LayerActivations, trainer: Trainer, label: str
+) -> dict[str, list[float]]:
+    """Train, with every epoch in the store as soon as it ends; returns the whole history."""
+    settings, history = training.settings, dict[str, list[float]]()
+    with training.display.layer(label, settings.train.epochs, trainer.epoch_tokens) as shown:
+        records = train(trainer, acts, settings.seed)
+        while True:
+            with training.clock.stage("train"):
+                record = next(records, None)
+            match record:
+                case StepRecord():
+                    shown.step(record)
+                case EpochRecord():
+                    for key, value in record.metrics.items():
+                        history.setdefault(key, []).append(value)
+                    with training.clock.stage("log"):
+                        run.log_epoch(record.epoch, record.metrics | _best(history))
+                    shown.epoch(record)
+                case None:
+                    return history
+
+
+def _best(history: dict[str, list[float]]) -> dict[str, float]:
+    """The UI's table shows only a metric's last value; these keep the best one in sight."""
+    best = min(history["val_fvu"])
+    return {"best_val_fvu": best, "best_epoch": history["val_fvu"].index(best) + 1}
+
+
+def _log_results(
+    training: Training,
+    run: OpenRun,
+    sae: SAE,
+    acts: LayerActivations,
+    layer: int | str,
+    history: dict[str, list[float]],
+    scratch: Path,
+) -> None:
+    file = scratch / f"{naming.layer_label(layer)}_training_history.json"
+    write_history(file, history)
+    run.log_file(file)
+    weights = scratch / SAE_FOLDER
+    model_name = training.settings.model.name
+    export.save_sae(sae, weights, scale=acts.scale, model_name=model_name, layer=layer)
+    run.log_folder(weights, SAE_FOLDER)
+
+
+def _finish(training: Training, parent: OpenRun) -> None:
+    """What is only there once all layers have trained: overlays, and where the time went."""
+    if training.settings.plots.after_training:
+        with training.clock.stage("plot"), _drawing(training.display, "all layers"):
+            from sae_mlflow.plot import draw_parent
+
+            draw_parent(training.store, parent.run_id)
+    if training.settings.output.dir:
+        outputs.write_overlays(training.settings, {row.layer: row.history for row in training.rows})
+    seconds = {stage: round(value, 3) for stage, value in training.clock.seconds.items()}
+    parent.log_text(json.dumps(seconds, indent=2) + "\n", "seconds_by_stage.json")
+
+
+def _data_set(windows: Windows) -> tuple[str, str, dict[str, object]]:
+    facts: dict[str, object] = {
+        "text": windows.source,
+        "tokens": windows.n_tokens,
+        "train_tokens": int(windows.train.size),
+        "held_out_tokens": int(windows.held_out.size),
+        "context": windows.context,
+    }
+    return windows.source.split(":")[0][:80], windows.sha256, facts
+
+
+@contextmanager
+def _recorded(run: OpenRun) -> Iterator[None]:
+    """Close a run as what it came to: finished, failed with the reason in a tag, or interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        run.fail("interrupted", "KILLED")
+        raise
+    except Exception as error:
+        run.fail(str(error) or type(error).__name__)
+        raise
+    run.finish()
+
+
+@contextmanager
+def _drawing(display: Display, what: str) -> Iterator[None]:
+    """A picture that can't be drawn costs a warning, never the training; the store has the data."""
+    try:
+        yield
+    except Exception as error:
+        display.warn(f"The plots of {what} weren't drawn: {type(error).__name__}: {error}")

@@ -1,0 +1,58 @@
+"""The tables of layers that a person reads: in the runs' descriptions and at the command's end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sae_mlflow.config import Settings
+
+COLUMNS = ("layer", "held-out FVU", "best at epoch", "loss", "L0", "dead", "tokens/s")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer that has trained."""
+
+    layer: str
+    """As in tags: `layer10`."""
+    experiment_id: str
+    run_id: str
+    history: dict[str, list[float]]
+
+    def cells(self) -> tuple[str, ...]:
+        """The final figures, in the order of `COLUMNS`."""
+        last = {key: values[-1] for key, values in self.history.items()}
+        held_out = self.history["val_fvu"]
+        return (
+            self.layer,
+            f"{last['val_fvu']:.4f}",
+            str(held_out.index(min(held_out)) + 1),
+            f"{last['reconstruction_loss']:.4f}",
+            f"{last['l0_norm']:.1f}",
+            f"{last['dead_fraction']:.1%}",
+            f"{last['tokens_per_second']:,.0f}",
+        )
+
+
+def parent_note(settings: Settings, rows: Sequence[Row]) -> str:
+    """The parent run's description: what was trained, and a table of layers."""
+    sae, text = settings.sae, settings.text
+    lines = [
+        f"**{settings.model.name}** · {sae.architecture}, k = {sae.k} · "
+        f"{text.tokens:,} tokens, {settings.train.epochs} epochs",
+        "",
+        "| " + " | ".join(COLUMNS) + " |",
+        "|---" + "|---:" * (len(COLUMNS) - 1) + "|",
+    ]
+    for row in rows:
+        layer, *figures = row.cells()
+        link = f"[{layer}](#/experiments/{row.experiment_id}/runs/{row.run_id})"
+        lines.append("| " + " | ".join([link, *figures]) + " |")
+    return "\n".join(lines)
+
+
+def launcher_note(experiment_id: str, run_id: str, experiment: str) -> str:
+    """The description of a launcher's run whose training went to another experiment."""
+    return (
+        f"The training's runs are in experiment **{experiment}**: "
+        f"[open them](#/experiments/{experiment_id}/runs/{run_id})."
+    )
