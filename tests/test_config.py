@@ -1,0 +1,142 @@
+"""Settings: where a config is found, how it is put together, and what is said of a wrong one."""
+
+import pytest
+import yaml
+
+from sae_mlflow.config import Settings, find_config, load_settings, parse_set, setting_docs
+from sae_mlflow.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_shipped_configs_are_valid_and_the_last_three_extend_the_first(folder):
+    assert load_settings("sae_balanced.yaml").model.layers == (10, 15, 20)
+    for name in ("sae_quick", "llama2", "mistral"):
+        text = find_config(name).read_text(encoding="utf-8")
+        assert yaml.safe_load(text)["extends"] == "sae_balanced.yaml"
+        assert load_settings(name).sae.k == 32
+    assert load_settings("llama2").model.name == "meta-llama/Llama-2-7b-hf"
+    assert load_settings("llama2").experiment == "llama2"
+    assert load_settings("mistral").model.name == "mistralai/Mistral-7B-v0.1"
+    assert load_settings("mistral").experiment == "mistral"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sae_quick",
+        "sae_quick.yaml",
+        "configs/sae_quick.yaml",
+        "configs/sae/sae_quick.yaml",
+        "./sae_quick.yaml",
+    ],
+)
+def test_a_name_without_a_file_here_means_the_packages_own_config(folder, name):
+    assert load_settings(name).experiment == "quick"
+
+
+def test_configs_in_the_working_folder_win_over_the_packages_own(folder):
+    write(folder / "configs/sae_quick.yaml", "experiment: mine")
+    assert load_settings("sae_quick").experiment == "mine"
+
+
+def test_paths_work_relative_and_absolute(folder):
+    path = write(folder / "configs/sae/deep.yaml", "experiment: deep")
+    assert load_settings("configs/sae/deep.yaml").experiment == "deep"
+    assert load_settings("sae/deep").experiment == "deep"
+    assert load_settings(str(path)).experiment == "deep"
+
+
+def test_extends_merges_section_by_section_and_the_nearer_file_wins(folder):
+    write(folder / "a.yaml", "sae: {k: 7, expansion_factor: 3}\nseed: 1")
+    write(folder / "b.yaml", "extends: a.yaml\nsae: {k: 9}")
+    settings = load_settings("b.yaml")
+    assert (settings.sae.k, settings.sae.expansion_factor, settings.seed) == (9, 3, 1)
+
+
+def test_overrides_win_over_files(folder):
+    settings = load_settings("sae_quick", parse_set("sae.k=64 train.epochs=3 model.layers=1,4-6"))
+    assert (settings.sae.k, settings.train.epochs) == (64, 3)
+    assert settings.model.layers == (1, 4, 5, 6)
+
+
+def test_settings_written_as_a_config_read_back_the_same(folder):
+    settings = load_settings("sae_quick", {"model.layers": "3,layers.2.mlp", "output.dir": "x"})
+    write(folder / "again.yaml", settings.to_yaml())
+    assert load_settings("again.yaml") == settings
+
+
+def test_every_setting_says_what_it_means_and_has_a_dotted_key_that_is_logged():
+    docs = {key: meaning for key, _, meaning in setting_docs()}
+    assert all(len(meaning) > 10 for meaning in docs.values())
+    assert list(docs) == list(Settings().flat())
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().seed = 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"Config 'x.yaml' not found. There are: .*sae_balanced.yaml"),
+        ("", "x.yaml is empty"),
+        ("- 1\n- 2", "holds a list, but a config is `key: value` lines"),
+        ("sae: [1\nk: }", r"x.yaml \(line 2\) is not valid YAML"),
+        ("sae: {kk: 3}", "unknown setting 'sae.kk'. Did you mean sae.k?"),
+        ("train: {epoch: 3}", "unknown setting 'train.epoch'. Did you mean train.epochs?"),
+        ("epochs: 3", "unknown setting 'epochs'. Did you mean train.epochs?"),
+        ("sae: {k: many}", "sae.k = 'many', but input should be a valid integer"),
+        ("train: {epochs: -1}", "train.epochs = -1, but input should be greater than 0"),
+        ("train: {epochs: 0}", "train.epochs = 0, but"),
+        ("sae: {k: 5, d_sae: 4}", "sae.k = 5 is larger than d_sae = 4"),
+        ("sae: 3", "sae = 3, but"),
+        ("sae: {architecture: nope}", "sae.architecture = 'nope', but input should be 'topk'"),
+        ("model: {layers: [3, 3]}", "model.layers names layer3 twice"),
+        ("model: {layers: [-1]}", "model.layers = -1, but"),
+        ("model: {layers: []}", "model.layers"),
+        ("extends: x.yaml", "`extends` comes back to this file"),
+        ("extends: gone.yaml", "Config 'gone.yaml' not found"),
+        ("extends: [a]", "extends = "),
+        ("text: {held_out_fraction: 1.5}", "text.held_out_fraction = 1.5, but"),
+    ],
+)
+def test_a_wrong_config_gets_one_sentence_that_says_what_and_where(folder, text, message):
+    if text is not None:
+        write(folder / "x.yaml", text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_settings("x.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_near_miss_of_a_configs_name_is_offered(folder):
+    with pytest.raises(UserError, match=r"Did you mean sae_balanced.yaml\?"):
+        load_settings("sae_balancd.yaml")
+
+
+def test_a_config_that_is_not_text_is_refused(folder):
+    (folder / "x.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UserError, match="not a text file"):
+        load_settings("x.yaml")
+
+
+@pytest.mark.parametrize("text", ["sae.k", "=3", "'sae.k=3", "sae.k=[1"])
+def test_a_wrong_set_is_refused(text):
+    with pytest.raises(UserError, match="--set"):
+        parse_set(text)
+
+
+def test_an_override_that_is_wrong_is_said_to_come_from_set(folder):
+    with pytest.raises(UserError, match=r"^--set: sae.k = 'x', but"):
+        load_settings("sae_quick", parse_set("sae.k=x"))
