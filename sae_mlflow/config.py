@@ -58,6 +58,12 @@ class ModelSettings(_Section):
     device: str = "auto"
     """Where the LM and the SAEs run: `auto` (cuda, else mps, else cpu), or a torch device."""
 
+    @property
+    def label(self) -> str:
+        """The name that tags, titles and files show: of a local folder, the folder's own."""
+        folder = Path(self.name).expanduser()
+        return folder.resolve().name if folder.is_dir() else self.name
+
 
 class TextSettings(_Section):
     """The documents, and how they become windows of tokens."""

@@ -37,7 +37,7 @@ def write_layer(
     """`{layer}_training_history.json`, `{layer}_sae/`, the pictures, and `{layer}_sae.pt`."""
     from sae_mlflow.plot import plot_reconstruction_loss_only, plot_sae_training_history
 
-    folder, label, name = _folder(settings), naming.layer_label(layer), settings.model.name
+    folder, label, name = _folder(settings), naming.layer_label(layer), settings.model.label
     folder.mkdir(parents=True, exist_ok=True)
     write_history(folder / f"{label}_training_history.json", history)
     export.save_sae(sae, folder / f"{label}_sae", scale=scale, model_name=name, layer=layer)
@@ -55,13 +55,13 @@ def write_overlays(settings: Settings, histories: Mapping[str, Mapping[str, list
     if settings.plots.after_training:
         for metric in OVERLAY_METRICS:
             plot_all_layers_comparison(
-                histories, settings.model.name, _folder(settings) / PLOTS_FOLDER, metric=metric
+                histories, settings.model.label, _folder(settings) / PLOTS_FOLDER, metric=metric
             )
 
 
 def _folder(settings: Settings) -> Path:
     assert settings.output.dir is not None
-    return Path(settings.output.dir) / naming.sanitise(settings.model.name)
+    return Path(settings.output.dir) / naming.sanitise(settings.model.label)
 
 
 def _unwritable(folder: str, reason: str | None) -> str:

@@ -55,10 +55,6 @@ class Training:
     device: torch.device
     rows: list[Row] = field(default_factory=list)
 
-    @property
-    def model_label(self) -> str:
-        return naming.sanitise(self.settings.model.name)
-
 
 def run_training(
     settings: Settings,
@@ -112,12 +108,12 @@ def _experiment(store: Store, settings: Settings, name: str | None) -> tuple[str
 def _parent(store: Store, experiment_id: str, settings: Settings) -> OpenRun:
     """The sweep's run: the one that `mlflow run` made where it is in the right experiment."""
     launcher = store.launcher()
-    tags = {"sae.role": ROLE_SWEEP, "sae.model": settings.model.name}
+    tags = {"sae.role": ROLE_SWEEP, "sae.model": settings.model.label}
     if launcher is not None and launcher.experiment_id == experiment_id:
         launcher.tag(tags)
         parent = launcher
     else:
-        parent = store.open_run(experiment_id, naming.sanitise(settings.model.name), tags)
+        parent = store.open_run(experiment_id, naming.sanitise(settings.model.label), tags)
         if launcher is not None:
             launcher.describe(launcher_note(experiment_id, parent.run_id, settings.experiment))
     parent.log_params(settings.flat())
@@ -191,12 +187,12 @@ def _open_layer_run(
     settings, label = training.settings, naming.layer_label(layer)
     tags = {
         "sae.role": ROLE_LAYER,
-        "sae.model": settings.model.name,
+        "sae.model": settings.model.label,
         "sae.layer": label,
         "sae.hookpoint": acts.hookpoint,
         "sae.architecture": settings.sae.architecture,
     }
-    name = f"{training.model_label}_{label}"
+    name = f"{naming.sanitise(settings.model.label)}_{label}"
     run = training.store.open_run(training.experiment_id, name, tags, parent)
     run.log_params(_layer_params(settings, trainer, acts))
     return run
@@ -267,7 +263,7 @@ def _log_results(
     write_history(file, history)
     run.log_file(file)
     weights = scratch / SAE_FOLDER
-    model_name = training.settings.model.name
+    model_name = training.settings.model.label
     export.save_sae(sae, weights, scale=acts.scale, model_name=model_name, layer=layer)
     run.log_folder(weights, SAE_FOLDER)
 

@@ -37,7 +37,7 @@ def parent_note(settings: Settings, rows: Sequence[Row]) -> str:
     """The parent run's description: what was trained, and a table of layers."""
     sae, text = settings.sae, settings.text
     lines = [
-        f"**{settings.model.name}** · {sae.architecture}, k = {sae.k} · "
+        f"**{settings.model.label}** · {sae.architecture}, k = {sae.k} · "
         f"{text.tokens:,} tokens, {settings.train.epochs} epochs",
         "",
         "| " + " | ".join(COLUMNS) + " |",

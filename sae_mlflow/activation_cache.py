@@ -1,0 +1,135 @@
+"""The activation cache: one folder per model and text, listed and pruned."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sae_mlflow import assets, naming
+from sae_mlflow.errors import UserError, known
+
+
+def activations_folder() -> Path:
+    return assets.cache_folder() / "activations"
+
+
+def lock_of(key: str) -> FileLock:
+    """Held by the process that writes to, or deletes, an entry."""
+    locks = assets.make_folder(activations_folder() / "locks")
+    return FileLock(locks / f"{key}.lock")
+
+
+def check_disk(needed_bytes: int) -> None:
+    """Raise UserError, with the numbers, where the cache's disk can't hold `needed_bytes` more."""
+    folder = assets.make_folder(activations_folder())
+    free = shutil.disk_usage(folder).free
+    if needed_bytes > free:
+        raise UserError(
+            f"The activations take {in_units(needed_bytes)}, but {folder} has {in_units(free)} "
+            "free. Lower text.tokens, set activations.dtype to bfloat16, name fewer layers, prune "
+            "(`sae-mlflow cache prune`), or point SAE_MLFLOW_CACHE at a larger disk."
+        )
+
+
+def in_units(n_bytes: float) -> str:
+    """`1.5 GB`; a GB is 10^9 bytes."""
+    power = min(4, int(math.log10(n_bytes) // 3)) if n_bytes >= 1 else 0
+    return f"{n_bytes / 1000**power:.{1 if power else 0}f} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """The activations of one model on one text."""
+
+    key: str
+    model: str
+    text: str
+    hookpoints: tuple[str, ...]
+    tokens: int
+    """Tokens that the LM read, held-out ones included."""
+    bytes: int
+    last_used: float
+    """Unix time in seconds."""
+
+
+def write_facts(folder: Path, **facts: str | int) -> None:
+    """What a person sees of an entry; nothing is decided by it."""
+    part = folder / "meta.json.part"
+    part.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    part.replace(folder / "meta.json")
+
+
+def touch(folder: Path) -> None:
+    (folder / "last_used").touch()
+
+
+def list_cache() -> list[CacheEntry]:
+    """What is in the activation cache, the latest used first."""
+    folders = (f.parent for f in activations_folder().glob("*/meta.json"))
+    return sorted(map(_entry, folders), key=lambda entry: -entry.last_used)
+
+
+def _entry(folder: Path) -> CacheEntry:
+    try:
+        facts = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        facts = {}
+    used = folder / "last_used"
+    return CacheEntry(
+        key=folder.name,
+        model=str(facts.get("model", "?")),
+        text=str(facts.get("text", "?")),
+        hookpoints=_hookpoints(folder),
+        tokens=int(facts.get("tokens", 0)),
+        bytes=sum(file.stat().st_size for file in folder.iterdir()),
+        last_used=(used if used.exists() else folder).stat().st_mtime,
+    )
+
+
+def _hookpoints(folder: Path) -> tuple[str, ...]:
+    names = (file.stem for file in folder.glob("*.acts"))
+    return tuple(sorted(names, key=lambda name: naming.layer_order(naming.layer_label(name))))
+
+
+def prune_cache(
+    keys: Collection[str] = (), *, older_than_days: float | None = None, everything: bool = False
+) -> int:
+    """Delete entries of the activation cache and return how many bytes that freed.
+
+    Args:
+        keys: entries to delete.
+        older_than_days: also those not used for so many days.
+        everything: all of them.
+
+    An entry that is being written at the moment stays.
+
+    Raises:
+        UserError: there is no entry of a given key.
+    """
+    entries = list_cache()
+    unknown = set(keys) - {entry.key for entry in entries}
+    if unknown:
+        raise UserError(
+            f"No cached activations {sorted(unknown)[0]!r}. There are: "
+            f"{known([entry.key for entry in entries])}."
+        )
+    before = -math.inf if older_than_days is None else time.time() - older_than_days * 86_400
+    return sum(
+        _delete(entry)
+        for entry in entries
+        if everything or entry.key in keys or entry.last_used < before
+    )
+
+
+def _delete(entry: CacheEntry) -> int:
+    try:
+        with lock_of(entry.key).acquire(timeout=0):
+            shutil.rmtree(activations_folder() / entry.key, ignore_errors=True)
+    except Timeout:
+        return 0
+    return entry.bytes

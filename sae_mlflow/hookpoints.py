@@ -1,0 +1,111 @@
+"""A language model read at its hookpoints: one forward pass, stopped when all are there.
+
+A hookpoint is a module whose output is an activation: `layers.10` (block 10's own output, the
+residual stream), `layers.10.mlp`, or any path in the base model. `layers` stands for the list of
+blocks, whatever the architecture calls it.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sae_mlflow import naming
+from sae_mlflow.errors import UserError, known
+
+
+class _AllCaptured(Exception):
+    """Ends a forward pass whose activations are all there."""
+
+
+class LanguageModel:
+    """A causal LM, read at its hookpoints; the model itself stays as it is."""
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.model = model.eval()
+        self.name = name
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @torch.inference_mode()
+    def activations(self, token_ids: Tensor, hookpoints: Iterable[str]) -> dict[str, Tensor]:
+        """One forward pass, without the head and no deeper than the deepest hookpoint.
+
+        Args:
+            token_ids: `[batch, context]`.
+
+        Returns:
+            Each hookpoint's activations `[batch * context, d_in]`, in the LM's dtype, on its
+            device. A hookpoint that the forward pass doesn't come through is missing.
+
+        Raises:
+            UserError: a hookpoint names no module.
+        """
+        modules = {hookpoint: self.module(hookpoint) for hookpoint in hookpoints}
+        captured: dict[str, Tensor] = {}
+        handles = [
+            module.register_forward_hook(_capture(name, captured, len(modules)))
+            for name, module in modules.items()
+        ]
+        try:
+            self.model.base_model(input_ids=token_ids.to(self.device), use_cache=False)
+        except _AllCaptured:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return captured
+
+    def module(self, hookpoint: str) -> nn.Module:
+        """The module that a hookpoint names.
+
+        Raises:
+            UserError: there is none; the nearest are named.
+        """
+        base = self.model.base_model
+        blocks = self._block_list()
+        path = re.sub(r"^layers(?=\.|$)", blocks, hookpoint)
+        try:
+            return base.get_submodule(path)
+        except AttributeError:
+            pass
+        names = [
+            re.sub(rf"^{re.escape(blocks)}(?=\.|$)", "layers", n) for n, _ in base.named_modules()
+        ]
+        inside = [n for n in names if n.startswith(f"{block_of(hookpoint)}.")]
+        near = difflib.get_close_matches(hookpoint, names, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise UserError(
+            f"model.layers: {self.name} has no module {hookpoint!r}. {hint}There are: "
+            f"{known(inside)}."
+        )
+
+    def _block_list(self) -> str:
+        """Path of the list of blocks in the base model: `layers`, `h`, `decoder.layers`, ..."""
+        n_layers = self.model.config.get_text_config().num_hidden_layers
+        for name, module in self.model.base_model.named_modules():
+            if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+                return name
+        raise UserError(f"{self.name} has no list of {n_layers} blocks; it can't be read.")
+
+
+def _capture(name: str, captured: dict[str, Tensor], wanted: int) -> Any:
+    def hook(_module: nn.Module, _args: tuple, output: object) -> None:
+        acts = output[0] if isinstance(output, tuple) else output
+        if not isinstance(acts, Tensor) or name in captured:
+            return  # of a module that several blocks share, the first call counts
+        captured[name] = acts.reshape(-1, acts.shape[-1]).clone()  # what follows may work in place
+        if len(captured) == wanted:
+            raise _AllCaptured
+
+    return hook
+
+
+def block_of(hookpoint: str) -> str:
+    """The block that a hookpoint lies in, for an error's hint; the first one outside the blocks."""
+    return f"layers.{naming.block_number(hookpoint) or 0}"

@@ -1,0 +1,32 @@
+"""A file that is written whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sae_mlflow.errors import UserError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it takes `path`'s place when the block is left.
+
+    The folder is made where it is missing. After an exception `path` is as it was before.
+
+    Raises:
+        UserError: the folder or the file can't be written.
+    """
+    # the suffix stays the last part: writers choose the format by it
+    temporary = path.with_name(f".{os.getpid()}-writing{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written: {error.strerror or error}. Choose a folder that can be."
+        ) from None
+    finally:
+        if temporary.is_file():
+            temporary.unlink()
