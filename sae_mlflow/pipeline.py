@@ -21,6 +21,7 @@ from sae_mlflow.activations import (
 from sae_mlflow.config import Settings
 from sae_mlflow.corpus import Windows, token_windows
 from sae_mlflow.display import Display
+from sae_mlflow.errors import UserError
 from sae_mlflow.history import write_history
 from sae_mlflow.language_model import (
     check_model,
@@ -125,7 +126,7 @@ def _activations(training: Training, parent: OpenRun) -> list[LayerActivations]:
     """Text to windows, and windows to activations that are cached for every layer."""
     settings, display, clock = training.settings, training.display, training.clock
     with clock.stage("load"):
-        display.say(f"Reading {settings.text.tokens:,} tokens for {settings.model.name}")
+        display.say(f"Reading {settings.text.tokens:,} tokens for {settings.model.label}")
         windows = token_windows(settings.text, load_tokenizer(settings.model))
         if windows.note:
             display.warn(windows.note)
@@ -312,4 +313,5 @@ def _drawing(display: Display, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        display.warn(f"The plots of {what} weren't drawn: {type(error).__name__}: {error}")
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        display.warn(f"The plots of {what} weren't drawn: {kind}{error}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+from alembic.util.exc import CommandError
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -149,7 +150,7 @@ class Store:
         try:
             self._client = MlflowClient(tracking_uri=self.uri)
             self._client.search_experiments(max_results=1)
-        except (MlflowException, SQLAlchemyError) as error:
+        except (MlflowException, SQLAlchemyError, CommandError) as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(
                 f"The tracking store {hide_password(self.uri)} can't be opened: {first}"

@@ -1,4 +1,4 @@
-"""SAEs on disk: what is written, that it does to raw activations what training did, and bad files."""
+"""SAEs on disk: what is written, that raw activations fare as scaled ones did, and bad files."""
 
 import json
 

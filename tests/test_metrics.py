@@ -20,7 +20,7 @@ def test_fvu_is_zero_for_a_perfect_reconstruction_and_above_one_for_a_bad_one():
 
 
 def test_figures_over_batches_are_those_of_the_whole_set_not_the_mean_of_batches():
-    """Two batches whose own FVUs are 1 and 0; together residual 2, variation around the mean 3 is 20."""
+    """Batches of FVU 1 and 0; together residual 2 against a variation around 3 of 20."""
     tally = Tally()
     tally.add(torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [1.0]]))
     tally.add(torch.tensor([[4.0], [6.0]]), torch.tensor([[4.0], [6.0]]))

@@ -1,4 +1,4 @@
-"""The sparse kernels against plain dense autograd in the same precision, and top-k against a sort."""
+"""The sparse kernels against plain dense autograd, and the top-k against a sort."""
 
 import numpy as np
 import pytest
