@@ -1,0 +1,89 @@
+"""`mlflow run` itself, from a clone's root, with the installed environment."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sae_mlflow.tracking import Store
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, tiny_model, text_file):
+    folder = tmp_path_factory.mktemp("home")
+    data = {
+        "experiment": "tiny",
+        "model": {"name": str(tiny_model), "layers": [1]},
+        "text": {"source": str(text_file), "tokens": 2048, "context": 32},
+        "sae": {"k": 4, "expansion_factor": 2},
+        "train": {"epochs": 2, "batch_tokens": 128},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(data))
+    return folder
+
+
+def mlflow_run(home, *args, experiment=None):
+    """Run the project and return the finished process and its store; the artifacts land in home."""
+    named = ["--experiment-name", experiment] if experiment else []
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *named]
+    parameters = [part for arg in args for part in ("-P", arg)]
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    done = subprocess.run(
+        [*command, *parameters],
+        cwd=home,
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "MLFLOW_TRACKING_URI": uri,
+            "SAE_MLFLOW_CACHE": str(home / "cache"),
+            # MLproject calls `python`: the one that runs these tests
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
+    )
+    return done, Store(uri)
+
+
+def launchers(store, experiment="Default"):
+    rows = store._search(store.find_experiment(experiment), "")
+    return [row for row in rows if "mlflow.project.entryPoint" in row.tags]
+
+
+def test_the_training_goes_to_the_configs_experiment_and_the_launcher_links_there(home):
+    done, store = mlflow_run(home, f"config={home / 'tiny.yaml'}", "set=sae.k=5 seed=3")
+    assert done.returncode == 0, done.stderr
+    (layer,) = store.layer_runs(store.find_experiment("tiny"))
+    assert (layer.params["sae.k"], layer.params["seed"], layer.layer) == ("5", "3", "layer1")
+    parent = store.run(layer.parent_id)
+    assert parent.tags["sae.role"] == "sweep" and parent.experiment_id == layer.experiment_id
+    (launcher,) = launchers(store)
+    assert launcher.status == "FINISHED" and "sae.role" not in launcher.tags
+    link = f"#/experiments/{parent.experiment_id}/runs/{parent.run_id}"
+    assert link in launcher.tags["mlflow.note.content"]
+
+
+def test_with_an_experiment_name_the_launchers_run_is_the_parent(home):
+    parameters = [f"config={home / 'tiny.yaml'}", "layers=2", "output_dir=plain"]
+    done, store = mlflow_run(home, *parameters, experiment="chosen")
+    assert done.returncode == 0, done.stderr
+    (layer,) = store.layer_runs(store.find_experiment("chosen"))
+    assert layer.layer == "layer2"
+    (launcher,) = launchers(store, "chosen")
+    assert layer.parent_id == launcher.run_id
+    assert launcher.tags["sae.role"] == "sweep" and launcher.status == "FINISHED"
+    assert launcher.params["layers"] == "2" and launcher.params["model.layers"] == "2"
+    assert len(launchers(store)) == 1  # the one of the test before; nothing in the default one
+
+
+def test_bad_input_ends_with_one_and_its_reason_on_the_launchers_run(home):
+    done, store = mlflow_run(home, f"config={home / 'tiny.yaml'}", "set=sae.kk=5")
+    assert done.returncode == 1
+    message = "unknown setting 'sae.kk'. Did you mean sae.k?"
+    assert done.stderr.count(f"error: --set: {message}") == 1
+    launcher = launchers(store)[0]
+    assert launcher.status == "FAILED" and message in launcher.tags["sae.failure"]
