@@ -6,6 +6,7 @@ no pickle in it; `save_state_dict` writes a plain `.pt` beside it for who asks.
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -81,9 +82,14 @@ def load_sae(source: str | Path, *, device: str = "cpu", tracking_uri: str | Non
     if str(source).startswith(("runs:/", "mlflow-artifacts:/")):
         from sae_mlflow.tracking import Store
 
-        folder = Store(tracking_uri).download(str(source))
+        with TemporaryDirectory() as scratch:
+            sae = _open_folder(Store(tracking_uri).download(str(source), Path(scratch)))
     else:
-        folder = Path(source).expanduser()
+        sae = _open_folder(Path(source).expanduser())
+    return sae.to(device).eval().requires_grad_(False)
+
+
+def _open_folder(folder: Path) -> SAE:
     config = _read_config(folder)
     sae = _build(config, folder)
     try:
@@ -97,7 +103,7 @@ def load_sae(source: str | Path, *, device: str = "cpu", tracking_uri: str | Non
         raise UserError(
             f"{folder / WEIGHTS_FILE} doesn't fit its {CONFIG_FILE}: {reason}"
         ) from None
-    return sae.to(device).eval().requires_grad_(False)
+    return sae
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

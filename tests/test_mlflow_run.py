@@ -1,6 +1,7 @@
-"""`mlflow run` itself, from a clone's root, with the installed environment."""
+"""`mlflow run .` itself, in a folder with the project's MLproject, in the installed environment."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,10 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, tiny_model, text_file):
+    """What `mlflow run` needs of a clone; the store and the artifacts land here."""
     folder = tmp_path_factory.mktemp("home")
+    for name in ("MLproject", "python_env.yaml"):
+        shutil.copy(ROOT / name, folder)
     data = {
         "experiment": "tiny",
         "model": {"name": str(tiny_model), "layers": [1]},
@@ -28,25 +32,23 @@ def home(tmp_path_factory, tiny_model, text_file):
 
 
 def mlflow_run(home, *args, experiment=None):
-    """Run the project and return the finished process and its store; the artifacts land in home."""
+    """Run the project and return the finished process and its store."""
     named = ["--experiment-name", experiment] if experiment else []
-    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *named]
+    command = [sys.executable, "-m", "mlflow", "run", ".", "--env-manager", "local", *named]
     parameters = [part for arg in args for part in ("-P", arg)]
-    uri = f"sqlite:///{home / 'mlflow.db'}"
     done = subprocess.run(
         [*command, *parameters],
         cwd=home,
         capture_output=True,
         text=True,
-        env=os.environ
+        env={key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
         | {
-            "MLFLOW_TRACKING_URI": uri,
             "SAE_MLFLOW_CACHE": str(home / "cache"),
             # MLproject calls `python`: the one that runs these tests
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         },
     )
-    return done, Store(uri)
+    return done, Store(f"sqlite:///{home / 'mlflow.db'}")
 
 
 def launchers(store, experiment="Default"):
@@ -58,6 +60,8 @@ def test_the_training_goes_to_the_configs_experiment_and_the_launcher_links_ther
     done, store = mlflow_run(home, f"config={home / 'tiny.yaml'}", "set=sae.k=5 seed=3")
     assert done.returncode == 0, done.stderr
     (layer,) = store.layer_runs(store.find_experiment("tiny"))
+    folder = home / "mlruns" / layer.experiment_id / layer.run_id / "artifacts"
+    assert len(list((folder / "training_plots").glob("*.png"))) == 2
     assert (layer.params["sae.k"], layer.params["seed"], layer.layer) == ("5", "3", "layer1")
     parent = store.run(layer.parent_id)
     assert parent.tags["sae.role"] == "sweep" and parent.experiment_id == layer.experiment_id
@@ -77,6 +81,7 @@ def test_with_an_experiment_name_the_launchers_run_is_the_parent(home):
     assert layer.parent_id == launcher.run_id
     assert launcher.tags["sae.role"] == "sweep" and launcher.status == "FINISHED"
     assert launcher.params["layers"] == "2" and launcher.params["model.layers"] == "2"
+    assert (home / "plain" / "tiny-llama" / "layer2_training_history.json").is_file()
     assert len(launchers(store)) == 1  # the one of the test before; nothing in the default one
 
 

@@ -68,8 +68,8 @@ def parent(store, layers):
     return store.run(layers[0].parent_id)
 
 
-def artifacts(store, run):
-    folder = store.download(f"runs:/{run.run_id}/")
+def artifacts(store, run, folder):
+    folder = store.download(f"runs:/{run.run_id}/", folder)
     return {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
 
 
@@ -99,10 +99,12 @@ def test_a_layers_params_are_its_full_settings_with_defaults_filled_in(layers):
     assert params["data.giant_norm_train_tokens"] == "0"
 
 
-def test_the_parent_has_the_resolved_settings_as_params_and_as_a_config(store, parent, settings):
+def test_the_parent_has_the_resolved_settings_as_params_and_as_a_config(
+    store, parent, settings, tmp_path
+):
     assert set(settings.flat()) == set(parent.params)
     assert parent.params["model.layers"] == "1,layers.2.mlp"
-    written = store.download(f"runs:/{parent.run_id}/config.yaml")
+    written = store.download(f"runs:/{parent.run_id}/config.yaml", tmp_path)
     assert load_settings(str(written)) == settings
 
 
@@ -133,15 +135,15 @@ def test_the_best_epoch_is_kept_up_beside_the_last_value(store, layers):
     assert layers[0].metrics["best_epoch"] == held_out.index(min(held_out)) + 1
 
 
-def test_the_artifacts_are_those_of_the_contract(store, layers, parent):
-    assert artifacts(store, layers[1]) == {
+def test_the_artifacts_are_those_of_the_contract(store, layers, parent, tmp_path):
+    assert artifacts(store, layers[1], tmp_path / "layer") == {
         "training_plots/tiny-llama_layer2_mlp_training_history.png",
         "training_plots/tiny-llama_layer2_mlp_reconstruction_loss.png",
         "layer2_mlp_training_history.json",
         "sae/cfg.json",
         "sae/sae_weights.safetensors",
     }
-    assert artifacts(store, parent) == {
+    assert artifacts(store, parent, tmp_path / "parent") == {
         "training_plots/tiny-llama_all_layers_reconstruction_loss.png",
         "training_plots/tiny-llama_all_layers_total_loss.png",
         "training_plots/tiny-llama_all_layers_l0_norm.png",
@@ -150,8 +152,8 @@ def test_the_artifacts_are_those_of_the_contract(store, layers, parent):
     }
 
 
-def test_the_history_file_holds_what_the_store_holds(store, layers):
-    file = store.download(f"runs:/{layers[0].run_id}/layer1_training_history.json")
+def test_the_history_file_holds_what_the_store_holds(store, layers, tmp_path):
+    file = store.download(f"runs:/{layers[0].run_id}/layer1_training_history.json", tmp_path)
     history = read_history(file)
     for key in ("total_loss", "reconstruction_loss", "sparsity_loss", "l0_norm", "val_fvu"):
         assert history[key] == [v for _, _, v in store.history(layers[0].run_id, [key])]

@@ -91,12 +91,12 @@ def test_the_data_set_is_an_input_of_the_run(store, experiment):
     assert inputs[0].tags[0].value == "training"
 
 
-def test_artifacts_come_back_by_their_address(store, experiment):
+def test_artifacts_come_back_by_their_address(store, experiment, tmp_path):
     run = store.open_run(experiment, "r", {})
     run.log_text("seed: 0", "config.yaml")
-    assert store.download(f"runs:/{run.run_id}/config.yaml").read_text() == "seed: 0"
+    assert store.download(f"runs:/{run.run_id}/config.yaml", tmp_path).read_text() == "seed: 0"
     with pytest.raises(UserError, match="can't be read"):
-        store.download(f"runs:/{run.run_id}/nothing")
+        store.download(f"runs:/{run.run_id}/nothing", tmp_path)
 
 
 def test_a_models_comparison_run_is_made_once(store, experiment):
