@@ -93,7 +93,7 @@ def _json_lines(file: Path, column: str) -> Iterator[str]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{file}, line {number}, is not JSON: {error.msg}.") from None
-            yield _field(row, column, f"{file}, line {number},")
+            yield _field(row, column, f"{file}, line {number}")
 
 
 def _parquet_rows(file: Path, column: str) -> Iterator[str]:
