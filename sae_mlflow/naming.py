@@ -54,3 +54,12 @@ def sae_lens_hook(layer: int | str) -> str:
     if match and match[2] in _SAE_LENS_HOOKS:
         return f"blocks.{match[1]}.{_SAE_LENS_HOOKS[match[2]]}"
     return hookpoint(layer)
+
+
+def ui_page(experiment_id: str, run_id: str | None = None) -> str:
+    """The page of a run, or of an experiment's runs, relative to the MLflow UI's address.
+
+    Without the query the UI opens a view for traces, in which training runs can't be seen.
+    """
+    run = f"/{run_id}" if run_id else ""
+    return f"#/experiments/{experiment_id}/runs{run}?workflowType=machine_learning"

@@ -290,7 +290,7 @@ def _data_set(windows: Windows) -> tuple[str, str, dict[str, object]]:
         "held_out_tokens": int(windows.held_out.size),
         "context": windows.context,
     }
-    return windows.source.split(":")[0][:80], windows.sha256, facts
+    return windows.source[:200], windows.sha256, facts
 
 
 @contextmanager

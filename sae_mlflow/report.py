@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sae_mlflow.config import Settings
+from sae_mlflow.naming import ui_page
 
 COLUMNS = ("layer", "held-out FVU", "best at epoch", "loss", "L0", "dead", "tokens/s")
 
@@ -40,13 +41,13 @@ def parent_note(settings: Settings, rows: Sequence[Row]) -> str:
         f"**{settings.model.label}** · {sae.architecture}, k = {sae.k} · "
         f"{text.tokens:,} tokens, {settings.train.epochs} epochs",
         "",
-        "| " + " | ".join(COLUMNS) + " |",
+        _table_line(COLUMNS),
         "|---" + "|---:" * (len(COLUMNS) - 1) + "|",
     ]
     for row in rows:
         layer, *figures = row.cells()
-        link = f"[{layer}](#/experiments/{row.experiment_id}/runs/{row.run_id})"
-        lines.append("| " + " | ".join([link, *figures]) + " |")
+        link = f"[{layer}]({ui_page(row.experiment_id, row.run_id)})"
+        lines.append(_table_line([link, *figures]))
     return "\n".join(lines)
 
 
@@ -54,5 +55,10 @@ def launcher_note(experiment_id: str, run_id: str, experiment: str) -> str:
     """The description of a launcher's run whose training went to another experiment."""
     return (
         f"The training's runs are in experiment **{experiment}**: "
-        f"[open them](#/experiments/{experiment_id}/runs/{run_id})."
+        f"[open them]({ui_page(experiment_id, run_id)})."
     )
+
+
+def _table_line(cells: Sequence[str]) -> str:
+    """MLflow sets a table's cells without a gap; an en space in each keeps them apart."""
+    return "| " + " | ".join(f"{cell}\u2002" for cell in cells) + " |"

@@ -162,7 +162,8 @@ def test_the_history_file_holds_what_the_store_holds(store, layers, tmp_path):
 def test_the_description_is_a_table_of_layers_with_final_figures_and_links(parent, layers):
     note = parent.tags["mlflow.note.content"]
     for run in layers:
-        assert f"[{run.layer}](#/experiments/{run.experiment_id}/runs/{run.run_id})" in note
+        page = f"#/experiments/{run.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
+        assert f"[{run.layer}]({page})" in note
         assert f"{run.metrics['val_fvu']:.4f}" in note
 
 

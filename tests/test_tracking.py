@@ -122,7 +122,7 @@ def test_the_address_opens_the_page_that_shows_training_runs(store):
     server.uri = "http://host:5000/"
     page = "http://host:5000/#/experiments/3/runs"
     assert server.address("3") == f"{page}?workflowType=machine_learning"
-    assert server.address("3", "abc") == f"{page}/abc"
+    assert server.address("3", "abc") == f"{page}/abc?workflowType=machine_learning"
 
 
 def test_experiment_zero_from_mlflow_run_means_that_no_name_was_given(monkeypatch):
