@@ -4,6 +4,7 @@ Pages are laid out in inches, by hand: a layout engine draws every text twice, a
 a page of four panels where this takes 0.4 s.
 """
 
+import math
 import textwrap
 from collections.abc import Sequence
 
@@ -16,13 +17,21 @@ from sae_mlflow.errors import known
 from sae_mlflow.frames import over_seeds
 from sae_mlflow.layer_key import LayerKey
 from sae_mlflow.looks import DPI, FAINT_INK, look_of, theme
-from sae_mlflow.panels import Curve, draw_panel, number_text, ranges, without_number
+from sae_mlflow.panels import (
+    Curve,
+    draw_panel,
+    number_text,
+    place_axis_labels,
+    ranges,
+    without_number,
+)
 
 HISTORY_METRICS = ("reconstruction_loss", "total_loss", "sparsity_loss", "l0_norm")
 
 _LEFT, _BOTTOM, _RIGHT = 0.95, 0.62, 0.3  # inches around the panels
 _GAP_X, _GAP_Y = 1.05, 1.0
 _TITLE_SIZE, _NOTE_SIZE = 14, 9.5
+_TITLE_LINE, _NOTE_LINE = 0.24, 0.185  # inches
 
 
 def training_history(table: pd.DataFrame, note: str = "") -> Figure:
@@ -39,9 +48,9 @@ def training_history(table: pd.DataFrame, note: str = "") -> Figure:
             curve = _only_curve(table, metric)
             draw_panel(axes, metric, [curve] if curve else [], epochs)
             if curve:
-                text, _ = _final(curve)
+                text = f"final {number_text(_final(curve)[1])}"
                 axes.set_title(text, loc="right", fontsize=9, fontweight="normal", color=FAINT_INK)
-        figure.align_ylabels()
+        place_axis_labels(panels)
     return figure
 
 
@@ -52,18 +61,9 @@ def single_metric(table: pd.DataFrame, metric: str, note: str = "") -> Figure:
         figure, (axes,) = _page(1, 1, (6.9, 4.1), title, note, right=1.1)
         curve = _only_curve(table, metric)
         draw_panel(axes, metric, [curve] if curve else [], _epochs(table))
-        if curve and (point := _final(curve)[1]):
-            axes.plot(*point, marker="o", markersize=8, color=curve.colour, zorder=3)
-            axes.text(
-                1.012,  # beyond the frame, where no line can run through it
-                point[1],
-                f"final\n{number_text(point[1])}",
-                transform=axes.get_yaxis_transform(),
-                va="center",
-                color=curve.colour,
-                fontweight="bold",
-                linespacing=1.3,
-            )
+        place_axis_labels([axes])
+        if curve:
+            _name_final(axes, curve)
     return figure
 
 
@@ -88,6 +88,7 @@ def all_layers(table: pd.DataFrame, metric: str, note: str = "") -> Figure:
             1, 1, (7.3, 4.5), (model, "all layers"), "\n".join(filter(None, notes))
         )
         draw_panel(axes, metric, curves, epochs)
+        place_axis_labels([axes])
         if len(curves) == 1:
             axes.set_xlabel("epoch")  # what is missing stands in the note already
         if curves:
@@ -102,7 +103,7 @@ def _hidden(curves: Sequence[Curve]) -> str:
         points = curve.finite[["epoch", "mean"]].to_numpy().ravel()
         alike.setdefault(tuple(points.tolist()), []).append(curve.label)
     if len(curves) > 1 and len(alike) == 1:
-        return f"All {len(curves)} lines are the same: they lie on each other."
+        return f"The {len(curves)} lines are the same: they lie on each other."
     shared = [" = ".join(labels) for points, labels in alike.items() if points and labels[1:]]
     return f"Lying on each other: {known(shared, limit=3)}" if shared else ""
 
@@ -117,9 +118,9 @@ def _page(
 ) -> tuple[Figure, list[Axes]]:
     """A figure with its title and note, and panels of `panel` inches each."""
     width = _LEFT + columns * panel[0] + (columns - 1) * _GAP_X + right
-    titles = _title_lines(*title, width=int((width - 0.6) / 0.125))
+    titles = _title_lines(*title, inches=width - 0.6)
     notes = [part for line in note.split("\n") for part in textwrap.wrap(line, int(width / 0.08))]
-    head = 0.28 + 0.27 * len(titles) + 0.19 * len(notes) + 0.42
+    head = 0.33 + _TITLE_LINE * len(titles) + _NOTE_LINE * len(notes) + 0.42
     panels = rows * panel[1] + (rows - 1) * _GAP_Y
     height = _BOTTOM + panels + head
     figure = Figure(figsize=(width, height), dpi=DPI)
@@ -128,7 +129,7 @@ def _page(
     left = 0.28 / width
     bold = {"fontsize": _TITLE_SIZE, "fontweight": "bold", "va": "top", "linespacing": 1.15}
     figure.text(left, top, "\n".join(titles), **bold)  # type: ignore[arg-type]
-    below = top - (0.27 * len(titles) + 0.05) / height
+    below = top - (_TITLE_LINE * len(titles) + 0.07) / height
     figure.text(left, below, "\n".join(notes), fontsize=_NOTE_SIZE, va="top", color=FAINT_INK)
     grid = figure.subplots(
         rows,
@@ -163,13 +164,25 @@ def _title(table: pd.DataFrame) -> tuple[str, str]:
     return str(first["model"]), " · ".join(filter(None, (first["layer"], first["setting"])))
 
 
-def _title_lines(model: str, rest: str, width: int) -> list[str]:
+def _title_lines(model: str, rest: str, inches: float) -> list[str]:
     """`model · rest` in three lines at most; of a longer model name the middle is left out."""
     model = "".join(c if c.isprintable() else " " for c in model)
+    width = int(inches / (_mean_em(f"{model} · {rest}") * _TITLE_SIZE / 72))
     most = max(20, 3 * width - len(rest) - 12)
     if len(model) > most:
         model = f"{model[: most // 2]}…{model[-(most // 2) :]}"
-    return textwrap.wrap(f"{model} · {rest}", width, max_lines=4, placeholder="…")
+    return textwrap.wrap(
+        " · ".join(filter(None, (model, rest))), width, max_lines=4, placeholder="…"
+    )
+
+
+def _mean_em(text: str) -> float:
+    """About how wide a letter of the bold title is, in ems: `i` 0.4, `a` 0.7, `W` 1.1."""
+    widths = [
+        1.1 if c in "mwMW@%" else 0.88 if c.isupper() else 0.45 if c in "ijl-/.,'|" else 0.73
+        for c in text
+    ]
+    return sum(widths) / len(widths)
 
 
 def _epochs(table: pd.DataFrame) -> list[int]:
@@ -181,12 +194,28 @@ def _only_curve(table: pd.DataFrame, metric: str) -> Curve | None:
     return Curve(over_seeds(rows), look_of(metric).colour) if len(rows) else None
 
 
-def _final(curve: Curve) -> tuple[str, tuple[int, float] | None]:
-    """The last value in words, and as a point where it is a number."""
+def _final(curve: Curve) -> tuple[int, float]:
+    """The last epoch and its value, a number or not."""
     last = curve.values.iloc[-1]
-    point = (int(last["epoch"]), float(last["mean"]))
-    text = f"final {number_text(point[1])}"
-    return text, point if len(curve.finite) and curve.finite["epoch"].iloc[-1] == point[0] else None
+    return int(last["epoch"]), float(last["mean"])
+
+
+def _name_final(axes: Axes, curve: Curve) -> None:
+    """Write the final value beyond the frame, where no line can run through it."""
+    epoch, value = _final(curve)
+    finite = math.isfinite(value)
+    if finite:
+        axes.plot(epoch, value, marker="o", markersize=8, color=curve.colour, zorder=3)
+    axes.text(
+        1.012,
+        value if finite else axes.get_ylim()[1],
+        f"final\n{number_text(value)}",
+        transform=axes.get_yaxis_transform(),
+        va="center" if finite else "top",
+        color=curve.colour,
+        fontweight="bold",
+        linespacing=1.3,
+    )
 
 
 def _with_seeds(note: str, table: pd.DataFrame) -> str:

@@ -19,8 +19,8 @@ _RC: dict[Any, Any] = {
     "axes.edgecolor": "#b0b0b0",
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.titlepad": 8,
+    "axes.titley": 1.0,  # by itself it looks for a free place, a third of the drawing time
     "axes.labelsize": 9.5,
     "axes.linewidth": 0.8,
     "xtick.labelsize": 9,
@@ -29,7 +29,6 @@ _RC: dict[Any, Any] = {
     "ytick.color": INK,
     "grid.color": "#e3e3e3",
     "grid.linewidth": 0.8,
-    "lines.markersize": 4.5,
     "legend.fontsize": 9,
     "legend.title_fontsize": 9.5,
     "savefig.dpi": DPI,

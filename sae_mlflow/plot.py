@@ -9,7 +9,7 @@ import typer
 from sae_mlflow import naming
 from sae_mlflow.choice import Choice, check_metric, parse_layers
 from sae_mlflow.cli import make_app, run_cli
-from sae_mlflow.drawing import draw
+from sae_mlflow.drawing import draw, drawing_processes
 from sae_mlflow.errors import UserError
 from sae_mlflow.file_plots import draw_history_file, draw_sae_dir
 from sae_mlflow.history import REQUIRED_KEYS, check_history, read_history
@@ -215,9 +215,10 @@ def plot_command(
 def _from_store(experiment: str, choice: Choice, tracking_uri: str | None) -> Iterator[str]:
     if not choice.log and choice.output_dir is None:
         raise UserError("--no-log without --output-dir DIR would leave no picture. Add the latter.")
-    from sae_mlflow.tracking import Store
+    with drawing_processes() as pool:
+        from sae_mlflow.tracking import Store
 
-    return draw_experiment(Store(tracking_uri), experiment, choice)
+        yield from draw_experiment(Store(tracking_uri), experiment, choice, pool)
 
 
 def _refuse_conflicts(

@@ -7,8 +7,9 @@ in common, and else to the model's comparison run.
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import count
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ from sae_mlflow.pictures import (
 from sae_mlflow.whole_file import whole_file
 
 if TYPE_CHECKING:  # pandas and mlflow take seconds to import
+    from concurrent.futures import ProcessPoolExecutor
+
     import pandas as pd
 
     from sae_mlflow.tracking import RunRow, Store
@@ -74,8 +77,13 @@ def draw_parent(store: "Store", parent_run_id: str) -> list[str]:
     return list(_carry_out(store, _overlay_jobs(table, grouped, homes, Choice())))
 
 
-def draw_experiment(store: "Store", experiment: str, choice: Choice) -> Iterator[str]:
+def draw_experiment(
+    store: "Store", experiment: str, choice: Choice, pool: "ProcessPoolExecutor | None" = None
+) -> Iterator[str]:
     """Draw what is chosen of an experiment; yields each artifact's address and file's path.
+
+    Args:
+        pool: of `drawing.drawing_processes`, so that they start while the store is read.
 
     Raises:
         UserError: there is no such experiment, it has no (finished) SAE runs, nothing in it is
@@ -91,7 +99,7 @@ def draw_experiment(store: "Store", experiment: str, choice: Choice) -> Iterator
     jobs = _layer_jobs(table, grouped, homes, choice)
     if choice.comparison:
         jobs += _overlay_jobs(table, grouped, homes, choice)
-    yield from _carry_out(store, jobs)
+    yield from _carry_out(store, jobs, pool)
 
 
 class _Homes:
@@ -178,31 +186,45 @@ def _jobs(
     ]
 
 
-def _carry_out(store: "Store", jobs: Sequence[_Job]) -> Iterator[str]:
-    """Draw what has data; log and copy each picture as soon as it is there."""
+def _carry_out(
+    store: "Store", jobs: Sequence[_Job], pool: "ProcessPoolExecutor | None" = None
+) -> Iterator[str]:
+    """Draw what has data; log and copy a run's pictures as soon as they are there."""
     for job in jobs:
         if not job.picture.has_data:
             what = job.picture.metric or "training metrics"
             _warn(f"{job.picture.path.name} isn't drawn: no {what} in the store.")
-    jobs = [job for job in jobs if job.picture.has_data]
+    with_data = [job for job in jobs if job.picture.has_data]
+    by_home = [(home, list(group)) for home, group in groupby(with_data, lambda job: job.home)]
     with TemporaryDirectory(prefix="sae_mlflow-") as scratch:
-        folders = (Path(scratch) / str(n) for n in count())  # names may meet in one folder
-        pictures = [job.picture.at(next(folders) / job.picture.path.name) for job in jobs]
-        for job, drawn in zip(jobs, draw_all(pictures), strict=True):
-            yield from _deliver(store, job, drawn)
+        folders = [Path(scratch) / str(n) for n in range(len(by_home))]
+        pictures = [
+            job.picture.at(folder / job.picture.path.name)
+            for folder, (_, group) in zip(folders, by_home, strict=True)
+            for job in group
+        ]
+        # closed, so that no process goes on drawing into a folder that is gone
+        with closing(draw_all(pictures, pool)) as drawn:
+            for folder, (home, group) in zip(folders, by_home, strict=True):
+                for job, picture in zip(group, drawn, strict=False):  # the rest is for the next
+                    if job.copy:
+                        yield _copy(picture, job.copy)
+                if home:
+                    yield from _log(store, home, folder)
 
 
-def _deliver(store: "Store", job: _Job, drawn: Path) -> Iterator[str]:
-    if job.copy:
-        with whole_file(job.copy) as temporary:
-            shutil.copyfile(drawn, temporary)
-        yield str(job.copy)
-    if job.home:
-        address = store.log_plot(job.home, drawn)
-        if address:
-            yield address
-        else:
-            _warn(f"{drawn.name} isn't logged: run {job.home} has been deleted.")
+def _copy(picture: Path, to: Path) -> str:
+    with whole_file(to) as temporary:
+        shutil.copyfile(picture, temporary)
+    return str(to)
+
+
+def _log(store: "Store", run_id: str, folder: Path) -> list[str]:
+    addresses = store.log_plots(run_id, folder)
+    if addresses is None:
+        names = ", ".join(sorted(file.name for file in folder.iterdir()))
+        _warn(f"not logged: {names}: run {run_id} has been deleted.")
+    return addresses or []
 
 
 def _warn(text: str) -> None:

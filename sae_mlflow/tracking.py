@@ -33,6 +33,7 @@ from mlflow.utils import mlflow_tags
 from sqlalchemy.exc import SQLAlchemyError
 
 from sae_mlflow.errors import UserError, known
+from sae_mlflow.naming import ui_page
 from sae_mlflow.reach import check_reachable, hide_password
 
 ROLE_SWEEP = "sweep"
@@ -159,13 +160,9 @@ class Store:
     # -- where things are -------------------------------------------------------------------
 
     def address(self, experiment_id: str, run_id: str | None = None) -> str:
-        """The page of a run, or of an experiment's runs, in the MLflow UI.
-
-        The plain page of an experiment opens on a view in which training runs can't be seen.
-        """
+        """The page of a run, or of an experiment's runs, in the MLflow UI."""
         web = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
-        page = f"{web.rstrip('/')}/#/experiments/{experiment_id}/runs"
-        return f"{page}/{run_id}" if run_id else f"{page}?workflowType=machine_learning"
+        return f"{web.rstrip('/')}/{ui_page(experiment_id, run_id)}"
 
     def next_steps(self, experiment: str, experiment_id: str) -> list[str]:
         """Where the runs are, and the two commands that open them."""
@@ -184,10 +181,12 @@ class Store:
             f"  python -m sae_mlflow.plot --experiment {name}{where}",
         ]
 
-    def download(self, artifact_uri: str) -> Path:
-        """An artifact (`runs:/ID/sae`) as a local file or folder."""
+    def download(self, artifact_uri: str, into: Path) -> Path:
+        """Copy an artifact (`runs:/ID/sae`) into a folder; returns the copy."""
         try:
-            found = mlflow.artifacts.download_artifacts(artifact_uri, tracking_uri=self.uri)
+            found = mlflow.artifacts.download_artifacts(
+                artifact_uri, dst_path=str(into), tracking_uri=self.uri
+            )
         except (MlflowException, OSError) as error:
             raise UserError(f"{artifact_uri} can't be read from {self.uri}: {error}") from None
         return Path(found)
@@ -251,8 +250,8 @@ class Store:
                 return False
             raise
 
-    def log_plot(self, run_id: str, picture: Path) -> str | None:
-        """Log a picture to a run; its address, or None where the run has been deleted.
+    def log_plots(self, run_id: str, folder: Path) -> list[str] | None:
+        """Log a folder's pictures to a run; their addresses, or None where it has been deleted.
 
         Raises:
             UserError: the place of the run's artifacts can't be written.
@@ -260,13 +259,13 @@ class Store:
         if not self.is_there(run_id):
             return None
         try:
-            self._client.log_artifact(run_id, str(picture), PLOTS_FOLDER)
+            self._client.log_artifacts(run_id, str(folder), PLOTS_FOLDER)
         except (MlflowException, OSError) as error:
             raise UserError(
-                f"{picture.name} can't be logged to run {run_id}: {error}. See that its artifact "
+                f"The plots can't be logged to run {run_id}: {error}. See that its artifact "
                 "location can be written from here, or draw with --no-log --output-dir DIR."
             ) from None
-        return f"runs:/{run_id}/{PLOTS_FOLDER}/{picture.name}"
+        return [f"runs:/{run_id}/{PLOTS_FOLDER}/{file.name}" for file in sorted(folder.iterdir())]
 
     # -- queries ----------------------------------------------------------------------------
 

@@ -25,8 +25,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise UserError(
-            f"{path} can't be written: {error.strerror or error}. Choose a folder that can be."
+            f"{path} can't be written: {_reason(path, error)}. Choose a folder that can be."
         ) from None
     finally:
         if temporary.is_file():
             temporary.unlink()
+
+
+def _reason(path: Path, error: OSError) -> str:
+    for folder in path.parents:
+        if folder.exists() and not folder.is_dir():
+            return f"{folder} is a file"
+    return error.strerror or str(error)
