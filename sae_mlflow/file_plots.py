@@ -10,7 +10,6 @@ from sae_mlflow.errors import UserError, known
 from sae_mlflow.history import FILE_SUFFIX, layer_of, read_history
 from sae_mlflow.pictures import (
     OVERLAY_METRICS,
-    PLOTS_FOLDER,
     Picture,
     layer_pictures,
     overlay_pictures,
@@ -116,5 +115,5 @@ def _pictures(model: str, histories: Histories, folder: Path, choice: Choice) ->
 
 def _folder(model: str, source: Path, choice: Choice) -> Path:
     if choice.output_dir:
-        return choice.output_dir / naming.sanitise(model) / PLOTS_FOLDER
-    return source / PLOTS_FOLDER
+        return choice.output_dir / naming.sanitise(model) / naming.PLOTS_FOLDER
+    return source / naming.PLOTS_FOLDER

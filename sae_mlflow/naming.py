@@ -2,6 +2,9 @@
 
 import re
 
+PLOTS_FOLDER = "training_plots"
+"""Where pictures lie, among a run's artifacts and in a folder of plain files."""
+
 # SAELens (TransformerLens) names of the hookpoints that it knows.
 _SAE_LENS_HOOKS = {
     "": "hook_resid_post",
@@ -15,9 +18,10 @@ _SAE_LENS_HOOKS = {
 def sanitise(name: str) -> str:
     """A model's name in a file name: `meta-llama/Llama-2-7b-hf` -> `meta-llama-Llama-2-7b-hf`.
 
-    Only `[A-Za-z0-9._-]` survives and it never starts with a dot, so it can't leave its folder.
+    Only `[A-Za-z0-9._-]` survives and it never starts with a dot, so it can't leave its folder; at
+    most 120 characters, so that a file system takes it.
     """
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:120] or "model"
 
 
 def hookpoint(layer: int | str) -> str:

@@ -8,10 +8,8 @@ from sae_mlflow import export, naming
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.history import write_history
+from sae_mlflow.pictures import OVERLAY_METRICS
 from sae_mlflow.sae import SAE
-from sae_mlflow.tracking import PLOTS_FOLDER
-
-OVERLAY_METRICS = ("reconstruction_loss", "total_loss", "l0_norm")
 
 
 def check_folder(folder: str | None) -> None:
@@ -34,29 +32,32 @@ def write_layer(
     *,
     scale: float,
 ) -> None:
-    """`{layer}_training_history.json`, `{layer}_sae/`, the pictures, and `{layer}_sae.pt`."""
-    from sae_mlflow.plot import plot_reconstruction_loss_only, plot_sae_training_history
-
+    """`{layer}_training_history.json`, `{layer}_sae/`, and `{layer}_sae.pt` where asked for."""
     folder, label, name = _folder(settings), naming.layer_label(layer), settings.model.label
     folder.mkdir(parents=True, exist_ok=True)
     write_history(folder / f"{label}_training_history.json", history)
     export.save_sae(sae, folder / f"{label}_sae", scale=scale, model_name=name, layer=layer)
     if settings.output.pt:
         export.save_state_dict(sae, folder / f"{label}_sae.pt", scale=scale)
+
+
+def draw_layer(settings: Settings, layer: int | str, history: Mapping[str, list[float]]) -> None:
+    """A layer's two pictures."""
+    from sae_mlflow.plot import plot_reconstruction_loss_only, plot_sae_training_history
+
     if settings.plots.after_training:
-        plot_sae_training_history(history, name, label, folder / PLOTS_FOLDER)
-        plot_reconstruction_loss_only(history, name, label, folder / PLOTS_FOLDER)
+        for plot in (plot_sae_training_history, plot_reconstruction_loss_only):
+            plot(history, settings.model.label, layer, _folder(settings) / naming.PLOTS_FOLDER)
 
 
-def write_overlays(settings: Settings, histories: Mapping[str, Mapping[str, list[float]]]) -> None:
+def draw_overlays(settings: Settings, histories: Mapping[str, Mapping[str, list[float]]]) -> None:
     """The pictures of all layers together."""
     from sae_mlflow.plot import plot_all_layers_comparison
 
     if settings.plots.after_training:
         for metric in OVERLAY_METRICS:
-            plot_all_layers_comparison(
-                histories, settings.model.label, _folder(settings) / PLOTS_FOLDER, metric=metric
-            )
+            folder = _folder(settings) / naming.PLOTS_FOLDER
+            plot_all_layers_comparison(histories, settings.model.label, folder, metric=metric)
 
 
 def _folder(settings: Settings) -> Path:

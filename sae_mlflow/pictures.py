@@ -10,7 +10,6 @@ from sae_mlflow import naming
 if TYPE_CHECKING:  # pandas takes a second to import
     import pandas as pd
 
-PLOTS_FOLDER = "training_plots"
 OVERLAY_METRICS = ("reconstruction_loss", "total_loss", "l0_norm")
 
 _LONGEST_STEM = 180  # characters: file systems take 255 bytes, and the kind of picture is added

@@ -29,6 +29,7 @@ from sae_mlflow.language_model import (
     load_tokenizer,
     resolve_device,
 )
+from sae_mlflow.memory import keep_freed_memory
 from sae_mlflow.report import Row, launcher_note, parent_note
 from sae_mlflow.sae import SAE, build_sae
 from sae_mlflow.stopwatch import Stopwatch
@@ -76,6 +77,7 @@ def run_training(
             reason in their tag `sae.failure`.
     """
     clock = clock or Stopwatch()
+    keep_freed_memory()
     with clock.stage("load"):
         outputs.check_folder(settings.output.dir)
         settings.sae.width(check_model(settings.model).d_model)
@@ -175,6 +177,8 @@ def _train_layer(
                 draw_layer_run(training.store, run.run_id)
     if settings.output.dir:
         outputs.write_layer(settings, sae, layer, history, scale=acts.scale)
+        with _drawing(training.display, f"{label} in {settings.output.dir}"):
+            outputs.draw_layer(settings, layer, history)
     return Row(label, training.experiment_id, run.run_id, history)
 
 
@@ -277,7 +281,9 @@ def _finish(training: Training, parent: OpenRun) -> None:
 
             draw_parent(training.store, parent.run_id)
     if training.settings.output.dir:
-        outputs.write_overlays(training.settings, {row.layer: row.history for row in training.rows})
+        with _drawing(training.display, f"all layers in {training.settings.output.dir}"):
+            histories = {row.layer: row.history for row in training.rows}
+            outputs.draw_overlays(training.settings, histories)
     seconds = {stage: round(value, 3) for stage, value in training.clock.seconds.items()}
     parent.log_text(json.dumps(seconds, indent=2) + "\n", "seconds_by_stage.json")
 

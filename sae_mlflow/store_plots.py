@@ -20,7 +20,6 @@ from sae_mlflow.drawing import draw_all
 from sae_mlflow.history import REQUIRED_KEYS
 from sae_mlflow.pictures import (
     OVERLAY_METRICS,
-    PLOTS_FOLDER,
     Picture,
     distinct,
     layer_pictures,
@@ -174,7 +173,7 @@ def _overlay_jobs(
 
 
 def _folder(choice: Choice, row: "RunRow") -> Path:
-    return (choice.output_dir or Path()) / naming.sanitise(row.model) / PLOTS_FOLDER
+    return (choice.output_dir or Path()) / naming.sanitise(row.model) / naming.PLOTS_FOLDER
 
 
 def _jobs(

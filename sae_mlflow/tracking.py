@@ -33,14 +33,13 @@ from mlflow.utils import mlflow_tags
 from sqlalchemy.exc import SQLAlchemyError
 
 from sae_mlflow.errors import UserError, known
-from sae_mlflow.naming import ui_page
+from sae_mlflow.naming import PLOTS_FOLDER, ui_page
 from sae_mlflow.reach import check_reachable, hide_password
 
 ROLE_SWEEP = "sweep"
 ROLE_LAYER = "layer"
 ROLE_COMPARISON = "comparison"
 
-PLOTS_FOLDER = "training_plots"
 SAE_FOLDER = "sae"
 
 _NOTE_LIMIT = 8_000  # MLflow cuts a longer tag without a word

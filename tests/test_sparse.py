@@ -59,7 +59,7 @@ def test_the_gradient_agrees_with_finite_differences():
 
 def test_a_strided_encoder_and_strided_input_give_the_same():
     tensors, _ = problem(6, 4, 64, torch.float64)
-    x, W_enc, b_enc, W_dec, b_dec = (t.detach() for t in tensors)
+    x, W_enc, b_enc, _, b_dec = (t.detach() for t in tensors)
     strided_W = W_enc.t().contiguous().t()
     strided_x = torch.stack([x, x], dim=2)[:, :, 0]
     one = sparse.encode_topk(x, W_enc, b_enc, b_dec, 4).dense()
