@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -132,9 +133,10 @@ def cache_list() -> None:
 
     entries = list_cache()
     for entry in entries:
+        last_used = datetime.fromtimestamp(entry.last_used).strftime("%Y-%m-%d %H:%M")
         typer.echo(
             f"{entry.key}  {in_units(entry.bytes):>9}  {entry.model}  {entry.text}  "
-            f"{entry.tokens:,} tokens  {','.join(entry.hookpoints)}  last used {entry.last_used}"
+            f"{entry.tokens:,} tokens  {','.join(entry.hookpoints)}  last used {last_used}"
         )
     typer.echo(f"{len(entries)} entries, {in_units(sum(entry.bytes for entry in entries))}")
 
@@ -152,6 +154,8 @@ def cache_prune(
     """Delete cached activations; a training that needs them collects them again."""
     from sae_mlflow.activation_cache import in_units, prune_cache
 
+    if not keys and older_than_days is None and not everything:
+        raise UserError("Nothing was chosen. Give keys (`cache list`), --older-than-days or --all.")
     freed = prune_cache(keys=keys or [], older_than_days=older_than_days, everything=everything)
     typer.echo(f"freed {in_units(freed)}")
 

@@ -227,7 +227,13 @@ class Store:
     def launcher(self) -> OpenRun | None:
         """The run that `mlflow run` made for this process; None where it didn't start it."""
         run_id = os.environ.get("MLFLOW_RUN_ID")
-        return self.reopen(run_id) if run_id else None
+        try:
+            return self.reopen(run_id) if run_id else None
+        except MlflowException:
+            raise UserError(
+                f"MLFLOW_RUN_ID names run {run_id}, which isn't in {hide_password(self.uri)}. "
+                "Unset it, or point MLFLOW_TRACKING_URI at the store that has it."
+            ) from None
 
     def comparison_run(self, experiment_id: str, model: str) -> OpenRun:
         """The run that holds a model's plots over several parents; one per model."""

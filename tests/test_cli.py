@@ -178,6 +178,9 @@ def test_the_cache_is_listed_and_pruned(config, monkeypatch, capsys):
     line, total = capsys.readouterr().out.splitlines()
     key = line.split()[0]
     assert "tiny-llama" in line and "layers.1" in line and total.startswith("1 entries")
+    assert re.search(r"last used 20\d\d-\d\d-\d\d \d\d:\d\d$", line)
+    assert sae_mlflow(monkeypatch, "cache", "prune") == 2
+    assert "Nothing was chosen" in capsys.readouterr().err
     assert sae_mlflow(monkeypatch, "cache", "prune", "nope") == 2
     assert key in capsys.readouterr().err
     assert sae_mlflow(monkeypatch, "cache", "prune", key) == 0

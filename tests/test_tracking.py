@@ -133,6 +133,13 @@ def test_experiment_zero_from_mlflow_run_means_that_no_name_was_given(monkeypatc
     assert launched_experiment_id() == "7"
 
 
+def test_a_launchers_run_that_is_not_there_is_said(store, monkeypatch):
+    assert store.launcher() is None
+    monkeypatch.setenv("MLFLOW_RUN_ID", "abc")
+    with pytest.raises(UserError, match="MLFLOW_RUN_ID names run abc, which isn't in"):
+        store.launcher()
+
+
 def refused_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
