@@ -6,13 +6,20 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from sae_mlflow.train import EpochRecord, StepRecord
 
 _MAX_LINES_PER_LAYER = 10
 _PLAIN_WIDTH = 120
+_BAR_WIDTH_NEEDED = 110
 
 
 class Display:
@@ -64,12 +71,14 @@ class Display:
         self.console.print(table)
 
     def _progress(self, note: str) -> Progress:
+        bar: list[ProgressColumn] = []
+        if self.console.width >= _BAR_WIDTH_NEEDED:  # 80 columns are just enough for the figures
+            bar = [BarColumn(bar_width=20), TextColumn("{task.percentage:>3.0f}%")]
         return Progress(
             TextColumn("{task.description}", style="bold"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn(note),
+            *bar,
             TimeRemainingColumn(),
+            TextColumn(note),
             console=self.console,
             disable=not self.console.is_terminal,
         )
@@ -95,9 +104,9 @@ class BarLayer(LayerDisplay):
         so_far = record.so_far
         speed = self._progress.tasks[self._task].speed or 0.0
         note = (
-            f"epoch {record.epoch}/{self._epochs}  loss {record.loss.item():.4f}  "
-            f"FVU {so_far.fvu():.3f}  L0 {so_far.l0_norm():.0f}  "
-            f"dead {record.n_dead.item():,.0f}  {speed:,.0f} tokens/s"
+            f"epoch {record.epoch}/{self._epochs} loss {record.loss.item():.3f} "
+            f"FVU {so_far.fvu():.3f} L0 {so_far.l0_norm():.0f} "
+            f"dead {record.n_dead.item():,.0f} {speed:,.0f} tok/s"
         )
         self._progress.update(self._task, advance=record.tokens, note=note)
 

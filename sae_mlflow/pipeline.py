@@ -162,6 +162,7 @@ def _train_layer(
 ) -> Row:
     """One layer's run, from its first epoch to its pictures."""
     settings, clock, label = training.settings, training.clock, naming.layer_label(layer)
+    _report_giants(training.display, acts, label)
     sae = build_sae(settings.sae, acts.d_in).to(training.device)
     trainer = Trainer(sae, settings.train, acts.n_train)
     with clock.stage("log"):
@@ -180,6 +181,16 @@ def _train_layer(
         with _drawing(training.display, f"{label} in {settings.output.dir}"):
             outputs.draw_layer(settings, layer, history)
     return Row(label, training.experiment_id, run.run_id, history)
+
+
+def _report_giants(display: Display, acts: LayerActivations, label: str) -> None:
+    giants = acts.n_giant_train + acts.n_giant_held_out
+    if giants:
+        n_tokens = acts.n_train + acts.n_held_out + giants
+        display.say(
+            f"{label}: {giants:,} of {n_tokens:,} tokens left out for their norm "
+            "(activations.max_norm_ratio)"
+        )
 
 
 def _open_layer_run(
