@@ -85,7 +85,7 @@ def run_training(
     with clock.stage("store"):
         store = Store(tracking_uri)
         experiment, experiment_id = _experiment(store, settings, experiment_name)
-        parent = _parent(store, experiment_id, settings)
+        parent = _parent(store, experiment, experiment_id, settings)
     training = Training(settings, store, experiment, experiment_id, display, clock, device)
     display.say(f"Runs: {store.address(experiment_id, parent.run_id)}")
     with _recorded(parent):
@@ -108,7 +108,7 @@ def _experiment(store: Store, settings: Settings, name: str | None) -> tuple[str
     return name, store.experiment_id(name)
 
 
-def _parent(store: Store, experiment_id: str, settings: Settings) -> OpenRun:
+def _parent(store: Store, experiment: str, experiment_id: str, settings: Settings) -> OpenRun:
     """The sweep's run: the one that `mlflow run` made where it is in the right experiment."""
     launcher = store.launcher()
     tags = {"sae.role": ROLE_SWEEP, "sae.model": settings.model.label}
@@ -118,7 +118,7 @@ def _parent(store: Store, experiment_id: str, settings: Settings) -> OpenRun:
     else:
         parent = store.open_run(experiment_id, naming.sanitise(settings.model.label), tags)
         if launcher is not None:
-            launcher.describe(launcher_note(experiment_id, parent.run_id, settings.experiment))
+            launcher.describe(launcher_note(experiment_id, parent.run_id, experiment))
     parent.log_params(settings.flat())
     parent.log_text(settings.to_yaml(), "config.yaml")
     return parent
