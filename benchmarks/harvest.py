@@ -136,11 +136,11 @@ def peak_memory(folder: Path, tokens: int) -> dict[str, float]:
     for _ in fill_activations(plan, load_language_model(settings.model)):
         pass
     filled = _peak_mb()
-    for layer in open_activations(plan):
-        for batch in layer.batches(1024, torch.Generator().manual_seed(0)):
-            batch.sum()
-        for batch in layer.held_out_batches(1024):
-            batch.sum()
+    for acts in open_activations(plan):
+        for batch in acts.batches(1024, torch.Generator().manual_seed(0)):
+            batch.x.sum()
+        for batch in acts.held_out_batches(1024):
+            batch.x.sum()
     cache_mb = sum(store.acts_file.stat().st_size for store in plan.stores) / 1e6
     return {"cache_mb": round(cache_mb), "after_fill_mb": filled, "peak_rss_mb": _peak_mb()}
 

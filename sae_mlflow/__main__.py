@@ -1,4 +1,4 @@
-"""The command line: `sae-mlflow train`, `plot`, `cache`, `settings`."""
+"""The command line: `sae-mlflow train`, `plot`, `evaluate`, `cache`, `settings`."""
 
 import os
 import signal
@@ -11,12 +11,19 @@ import typer
 from sae_mlflow.cli import make_app, run_cli
 from sae_mlflow.config import load_settings, parse_set, setting_docs
 from sae_mlflow.errors import UserError
+from sae_mlflow.evaluate_command import evaluate_command
+from sae_mlflow.export_command import export_command
 from sae_mlflow.plot import plot_command
+from sae_mlflow.registry_commands import promote_command, register_command
 
 app = make_app(help="Sparse autoencoders on language-model activations, kept as MLflow runs.")
 cache_app = make_app(help="Cached activations of language models.")
 app.add_typer(cache_app, name="cache")
 app.command("plot")(plot_command)
+app.command("evaluate")(evaluate_command)
+app.command("export")(export_command)
+app.command("register")(register_command)
+app.command("promote")(promote_command)
 
 
 @app.command()

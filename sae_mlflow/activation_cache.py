@@ -92,7 +92,7 @@ def _entry(folder: Path) -> CacheEntry:
 
 
 def _hookpoints(folder: Path) -> tuple[str, ...]:
-    names = (file.stem for file in folder.glob("*.acts"))
+    names = (naming.stored_hookpoint(file.stem) for file in folder.glob("*.acts"))
     return tuple(sorted(names, key=lambda name: naming.layer_order(naming.layer_label(name))))
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae_mlflow import activation_cache, naming
+from sae_mlflow import activation_cache
 from sae_mlflow.activation_store import Store
 from sae_mlflow.config import Settings
 from sae_mlflow.corpus import Windows
 from sae_mlflow.errors import UserError
 from sae_mlflow.language_model import hookpoint_widths, model_shape, weights_hash
+from sae_mlflow.sites import Site, sites
 
 EXCLUSION_RULE = "no special tokens, no first positions; v1"
 """Part of the cache's key: which positions are stored at all."""
@@ -26,8 +27,9 @@ class ActivationPlan:
     settings: Settings
     windows: Windows
     key: str
+    sites: tuple[Site, ...]
     stores: tuple[Store, ...]
-    """In the order of `model.layers`."""
+    """One for each hookpoint of the sites, however many of them need it."""
     missing: tuple[str, ...]
     """Hookpoints that aren't whole in the cache."""
     bytes_to_write: int
@@ -56,7 +58,8 @@ def plan_activations(settings: Settings, windows: Windows) -> ActivationPlan:
             a disk that can't hold what is missing.
     """
     _check_windows(settings, windows)
-    hookpoints = [naming.hookpoint(layer) for layer in settings.model.layers]
+    places = sites(settings)
+    hookpoints = list(dict.fromkeys(h for site in places for h in site.hookpoints))
     widths = hookpoint_widths(settings.model, hookpoints)
     key = _key(settings, windows)
     kept = windows.kept(all_windows(windows)).sum(axis=1)
@@ -81,6 +84,7 @@ def plan_activations(settings: Settings, windows: Windows) -> ActivationPlan:
         settings=settings,
         windows=windows,
         key=key,
+        sites=places,
         stores=stores,
         missing=tuple(starts),
         bytes_to_write=bytes_to_write,

@@ -2,7 +2,8 @@
 
 `<hookpoint>.acts` holds one row per kept token (training tokens first, then held-out ones, in the
 text's order) and `<hookpoint>.norms` each row's norm in float32. A file's size says how far it is,
-so an interrupted fill goes on from its last whole batch.
+so an interrupted fill goes on from its last whole batch. Row n of every hookpoint is the same
+token.
 """
 
 import os
@@ -56,11 +57,11 @@ class Store:
 
     @property
     def acts_file(self) -> Path:
-        return self.folder / f"{naming.sanitise(self.hookpoint)}.acts"
+        return self.folder / f"{naming.file_stem(self.hookpoint)}.acts"
 
     @property
     def norms_file(self) -> Path:
-        return self.folder / f"{naming.sanitise(self.hookpoint)}.norms"
+        return self.folder / f"{naming.file_stem(self.hookpoint)}.norms"
 
     @property
     def n_windows(self) -> int:

@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails
 
-from sae_mlflow import naming
+from sae_mlflow import architectures, naming
 from sae_mlflow.errors import UserError, known
 
 EMBEDDED_MODEL = "smollm2-135m"
@@ -40,7 +47,9 @@ Layer = Annotated[int, Field(ge=0, strict=True)] | Annotated[str, Field(min_leng
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True
+    )
 
 
 class ModelSettings(_Section):
@@ -99,13 +108,25 @@ class ActivationSettings(_Section):
     """A token whose norm is over this many times the layer's median is left out."""
 
 
+def _architecture(name: str) -> str:
+    if name not in architectures.NAMES:
+        near = difflib.get_close_matches(name, architectures.NAMES, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        raise ValueError(f"there is none. {hint}There are: {known(architectures.NAMES)}")
+    return name
+
+
 class SAESettings(_Section):
     """The sparse autoencoder."""
 
-    architecture: Literal["topk"] = "topk"
-    """TopK: Gao et al. 2024, arXiv 2406.04093."""
+    architecture: Annotated[str, AfterValidator(_architecture)] = "topk"
+    """`standard` (ReLU and L1), `topk`, `batchtopk`, `jumprelu`, `gated`, `matryoshka`;
+    `transcoder` and `skip_transcoder` (a module's output from its input); `crosscoder` (all layers
+    of `model.layers` in one)."""
+    codes: Literal["topk", "jumprelu"] = "topk"
+    """Activation function of a transcoder."""
     k: int = Field(32, gt=0)
-    """Latents that may fire on a token."""
+    """Latents that may fire on a token (`topk`), or do on average (`batchtopk`, `matryoshka`)."""
     expansion_factor: int = Field(8, gt=0)
     """Latents per dimension of the activations; `d_sae` wins where it is given."""
     d_sae: int | None = Field(None, gt=0)
@@ -113,7 +134,29 @@ class SAESettings(_Section):
     aux_k: int | None = Field(None, gt=0)
     """Dead latents that AuxK revives at once; unset means `d_in / 2`."""
     aux_k_coefficient: float = Field(1 / 32, ge=0)
-    """Weight of the AuxK loss; 0 turns it off."""
+    """Weight of the AuxK loss of the topk family; 0 turns it off."""
+    l1_coefficient: float | None = Field(None, ge=0)
+    """`standard`, `gated`, `crosscoder`: weight of the L1 penalty, against a loss that is a mean
+    over dimensions; unset means `5 / d_in`."""
+    l0_coefficient: float | None = Field(None, ge=0)
+    """`jumprelu`: loss of each latent that fires; with `target_l0`, of missing it by 100%. Unset
+    means 0.001, and 0.1 with a target."""
+    target_l0: float | None = Field(None, gt=0)
+    """`jumprelu`: the L0 to be reached; unset penalises L0 itself."""
+    bandwidth: float = Field(0.05, gt=0)
+    """`jumprelu`: width of the window in which thresholds learn, in units of scaled activations."""
+    prefixes: tuple[Annotated[int, Field(gt=0)], ...] | None = None
+    """`matryoshka`: numbers of latents that reconstruct on their own, ascending; unset means 1/16,
+    1/8, 1/4, 1/2 and all of them."""
+
+    @property
+    def activation(self) -> str:
+        """The activation function: of a transcoder its `codes`, else the architecture's own."""
+        return self.codes if self.transcodes else self.architecture
+
+    @property
+    def transcodes(self) -> bool:
+        return self.architecture in architectures.TRANSCODERS
 
     def width(self, d_in: int) -> int:
         """Number of latents for activations of `d_in` dimensions.
@@ -122,7 +165,7 @@ class SAESettings(_Section):
             UserError: `k` is larger than that.
         """
         d_sae = self.d_sae or self.expansion_factor * d_in
-        if self.k > d_sae:
+        if self.k > d_sae and self.activation in ("topk", "batchtopk", "matryoshka"):
             raise UserError(
                 f"sae.k = {self.k} is larger than d_sae = {d_sae}. "
                 "Lower sae.k, or raise sae.d_sae or sae.expansion_factor."
@@ -138,12 +181,22 @@ class TrainSettings(_Section):
     batch_tokens: int = Field(1024, gt=0)
     """Tokens in a step."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak of Adam's learning rate; unset means a value for the width (see
+    """Peak of the learning rate; unset means a value for the width (see
     `train.default_learning_rate`)."""
+    optimizer: str = "adam"
+    """Any optimizer of torch.optim, by name."""
+    optimizer_options: dict[str, Any] = {}
+    """What else it is made with, for example `{betas: [0.0, 0.999]}`."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from 0."""
-    decay_fraction: float = Field(0.2, ge=0, lt=1)
-    """Share of the steps, at the end, over which it falls to 0."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate ends: falling to 0 in a line or a half cosine, or not at all."""
+    decay_fraction: float = Field(0.2, ge=0, le=1)
+    """Share of the steps, at the end, over which it falls."""
+    sparsity_warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps over which L1 and L0 coefficients rise from 0."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the large products; `bfloat16` (autocast) is for GPUs."""
     gradient_clip: float = Field(1.0, gt=0)
     """Largest norm of the whole gradient."""
     dead_after_tokens: int | None = Field(None, gt=0)
@@ -158,6 +211,15 @@ class PlotSettings(_Section):
     """Draw and log them when a layer, and when all layers, have trained."""
 
 
+class EvaluateSettings(_Section):
+    """What the language model loses when an SAE stands in for its layer."""
+
+    after_training: bool = True
+    """Measure it once all layers have trained."""
+    tokens: int = Field(2048, gt=0)
+    """Held-out tokens that it is then measured on."""
+
+
 class OutputSettings(_Section):
     """Plain files beside the store."""
 
@@ -165,7 +227,7 @@ class OutputSettings(_Section):
     """Folder that gets `{model}/{layer}_training_history.json`, `{layer}_sae/` and
     `training_plots/`; unset writes none."""
     pt: bool = False
-    """Also write `{layer}_sae.pt`, a plain PyTorch state dict."""
+    """Also write `{layer}_sae.pt`: config and state dict in one file, for `torch.load`."""
 
 
 class Settings(_Section):
@@ -175,17 +237,24 @@ class Settings(_Section):
     """MLflow experiment that the runs go to; `--experiment-name` wins over it."""
     seed: int = Field(0, ge=0)
     """Seed of the SAE's first weights and of the order of batches."""
+    register_model: bool = Field(False, alias="register")  # `register` is a method of every class
+    """Register each layer's SAE in MLflow's model registry, as `{model}-{layer}`."""
     model: ModelSettings = ModelSettings()
     text: TextSettings = TextSettings()
     activations: ActivationSettings = ActivationSettings()
     sae: SAESettings = SAESettings()
     train: TrainSettings = TrainSettings()
     plots: PlotSettings = PlotSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
     output: OutputSettings = OutputSettings()
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its dotted key, in order: `{"experiment": "llama2", ...}`."""
-        return dict(_flatten(self.model_dump(mode="json")))
+        flat: dict[str, Any] = {}
+        for name, value in self.model_dump(mode="json").items():
+            section = isinstance(getattr(self, name, None), _Section)
+            flat |= {f"{name}.{key}": v for key, v in value.items()} if section else {name: value}
+        return flat
 
     def to_yaml(self) -> str:
         """All settings as a config file that gives them again."""
@@ -241,7 +310,7 @@ def setting_docs() -> Iterator[tuple[str, str, str]]:
             for sub, subfield in type(field.default).model_fields.items():
                 yield f"{name}.{sub}", _shown(subfield.default), _one_line(subfield.description)
         else:
-            yield name, _shown(field.default), _one_line(field.description)
+            yield field.alias or name, _shown(field.default), _one_line(field.description)
 
 
 def find_config(config: str) -> Path:
@@ -357,20 +426,13 @@ def _explain(error: ErrorDetails, path: Path, overridden: set[str]) -> str:
         return f"{where}: unknown setting {key!r}. {hint}"
     docs = {k: doc for k, _, doc in setting_docs()}
     meaning = f" {key}: {docs[key]}" if key in docs else ""
-    message = error["msg"][0].lower() + error["msg"][1:]
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
     return f"{where}: {key} = {error['input']!r}, but {message}.{meaning}"
 
 
 def _all_names() -> set[str]:
     return {part for key, _, _ in setting_docs() for part in key.split(".")}
-
-
-def _flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _shown(default: object) -> str:

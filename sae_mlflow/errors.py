@@ -1,12 +1,15 @@
 """The one exception for what a user did: what is wrong, where, and how to fix it."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Bad input. The command line prints its text alone, without a traceback, and exits with 2."""
 
 
-def known(names: list[str], limit: int = 12) -> str:
+def known(names: Iterable[str], limit: int = 12) -> str:
     """The names there are, for the end of an error message: `a, b, c (and 9 more)`."""
+    names = list(names)
     if not names:
         return "none"
     shown = ", ".join(names[:limit])

@@ -1,77 +1,100 @@
-"""SAEs on disk: `cfg.json` + `sae_weights.safetensors`, the layout that SAELens (>= 6) reads.
+"""SAEs as files, this project's and its peers': `save_sae`, `export_sae`, `load_sae`."""
 
-The scale of training is folded in, so what is stored works on the LM's raw activations. There is
-no pickle in it; `save_state_dict` writes a plain `.pt` beside it for who asks.
-"""
-
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Protocol
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
-from sae_mlflow import naming
+from sae_mlflow import (
+    format_dictionary_learning,
+    format_pt,
+    format_sae_lens,
+    format_sparsify,
+    stored_sae,
+)
+from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError, known
-from sae_mlflow.sae import ARCHITECTURES, SAE
+from sae_mlflow.layer_activations import LayerActivations
+from sae_mlflow.sae import SAE
+from sae_mlflow.stored_sae import StoredSAE
 
-CONFIG_FILE = "cfg.json"
-WEIGHTS_FILE = "sae_weights.safetensors"
+CONFIG_FILE = format_sae_lens.CONFIG_FILE
 
-# The SAELens release whose layout this is; it warns about weights that name none.
-SAE_LENS_VERSION = "6.54.12"
+STORE_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
+
+# Where a registered model keeps its copy of the SAE's folder.
+_IN_MODEL = Path("artifacts") / "sae"
 
 
-def save_sae(sae: SAE, folder: Path, *, scale: float, model_name: str, layer: int | str) -> None:
-    """Write an SAE that was trained on `scale * acts` so that it works on `acts`.
+class Format(Protocol):
+    """A way to write SAEs to a folder; each is a module."""
+
+    WEIGHTS_FILE: str
+
+    def refusal(self, stored: StoredSAE) -> str | None: ...
+    def write(self, stored: StoredSAE, folder: Path) -> None: ...
+    def read(self, path: Path) -> StoredSAE: ...
+
+
+FORMATS: dict[str, Format] = {
+    "sae_lens": format_sae_lens,
+    "sparsify": format_sparsify,
+    "dictionary_learning": format_dictionary_learning,
+    "pt": format_pt,
+}
+
+
+def save_sae(sae: SAE, folder: Path, acts: LayerActivations, settings: Settings) -> None:
+    """Write an SAE that was trained on scaled activations so that it works on raw ones.
 
     Args:
-        scale: the constant that brought the activations' mean square to 1 per dimension.
-        layer: the hookpoint, as in settings (`10`, `layers.10.mlp`).
+        acts: what it was trained on.
+        settings: what it was trained with.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: p.cpu().contiguous() for name, p in sae.fold_scale(scale).items()}
-    save_file(state, folder / WEIGHTS_FILE)
-    config = sae_lens_config(sae, model_name=model_name, layer=layer)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    format_sae_lens.write(stored_sae.of_trained(sae, acts, settings), folder)
 
 
-def save_state_dict(sae: SAE, file: Path, *, scale: float) -> None:
-    """Write the same parameters as a plain PyTorch state dict."""
-    torch.save({name: p.cpu().contiguous() for name, p in sae.fold_scale(scale).items()}, file)
+def save_pt(sae: SAE, file: Path, acts: LayerActivations, settings: Settings) -> None:
+    """The same as one `.pt` file."""
+    format_pt.write_file(stored_sae.of_trained(sae, acts, settings), file)
 
 
-def sae_lens_config(sae: SAE, *, model_name: str, layer: int | str) -> dict[str, Any]:
-    """The `cfg.json` of an SAE."""
-    return {
-        "architecture": sae.architecture,
-        "d_in": sae.d_in,
-        "d_sae": sae.d_sae,
-        **sae.hyperparameters(),
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "rescale_acts_by_decoder_norm": False,
-        "metadata": {
-            "sae_lens_version": SAE_LENS_VERSION,
-            "model_name": model_name,
-            "hook_name": naming.sae_lens_hook(layer),
-            "hookpoint": naming.hookpoint(layer),
-        },
-    }
+def export_sae(stored: StoredSAE, format_name: str, folder: Path) -> None:
+    """Write an SAE in a format of `FORMATS`, to a folder that is new or empty.
+
+    Raises:
+        UserError: the format can't express the architecture; the folder can't be written, or
+            holds something.
+    """
+    check_format(format_name)
+    reason = FORMATS[format_name].refusal(stored)
+    if reason:
+        able = [name for name, each in FORMATS.items() if each.refusal(stored) is None]
+        raise UserError(f"--format {format_name}: {reason}. This SAE goes into {known(able)}.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty. Name a new folder.")
+        FORMATS[format_name].write(stored, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} can't be written: {error.strerror}. Name a folder that can."
+        ) from None
+
+
+def check_format(name: str) -> None:
+    if name not in FORMATS:
+        raise UserError(f"--format {name!r} is not known. There are: {known(FORMATS)}.")
 
 
 def load_sae(source: str | Path, *, device: str = "cpu", tracking_uri: str | None = None) -> SAE:
     """Open a trained SAE: `latents = sae.encode(acts)`, `sae.decode(latents)`, `sae(acts)`.
 
     Args:
-        source: a folder with `cfg.json` and `sae_weights.safetensors`, or an artifact in the
-            tracking store (`runs:/ID/sae`).
-        tracking_uri: the store of a `runs:/` source; unset means MLflow's own setting.
+        source: a folder as this package, SAELens, sparsify or dictionary_learning writes it; a
+            `.pt` file of this package; or in the tracking store a run's (`runs:/ID/sae`) or a
+            registered model (`models:/NAME@ALIAS`, `models:/NAME/VERSION`).
+        tracking_uri: the store of a source in one; unset means MLflow's own setting.
 
     Returns:
         The SAE in float32 and evaluation mode, for raw activations `[..., d_in]`.
@@ -79,63 +102,38 @@ def load_sae(source: str | Path, *, device: str = "cpu", tracking_uri: str | Non
     Raises:
         UserError: nothing is there, or it is not an SAE that this package knows.
     """
-    if str(source).startswith(("runs:/", "mlflow-artifacts:/")):
-        from sae_mlflow.tracking import Store
-
-        with TemporaryDirectory() as scratch:
-            sae = _open_folder(Store(tracking_uri).download(str(source), Path(scratch)))
-    else:
-        sae = _open_folder(Path(source).expanduser())
-    return sae.to(device).eval().requires_grad_(False)
+    stored, file = read_stored(source, tracking_uri=tracking_uri)
+    return stored_sae.build(stored, file).to(device).eval().requires_grad_(False)
 
 
-def _open_folder(folder: Path) -> SAE:
-    config = _read_config(folder)
-    sae = _build(config, folder)
-    try:
-        sae.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except FileNotFoundError:
+def read_stored(source: str | Path, *, tracking_uri: str | None = None) -> tuple[StoredSAE, Path]:
+    """What `load_sae` builds an SAE from, and its place for messages."""
+    if not str(source).startswith(STORE_SCHEMES):
+        path = Path(source).expanduser()
+        return _read(path), path
+    from sae_mlflow.tracking import Store
+
+    with TemporaryDirectory() as scratch:
+        copy = Store(tracking_uri).download(str(source), Path(scratch))
+        try:
+            return _read(copy), Path(source)
+        except UserError as error:
+            raise UserError(str(error).replace(str(copy), str(source))) from None
+
+
+def _read(path: Path) -> StoredSAE:
+    if path.is_file():
+        return format_pt.read(path)
+    if not path.is_dir():
         raise UserError(
-            f"{folder} has no {WEIGHTS_FILE}. Give the folder of a saved SAE."
-        ) from None
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(
-            f"{folder / WEIGHTS_FILE} doesn't fit its {CONFIG_FILE}: {reason}"
-        ) from None
-    return sae
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / CONFIG_FILE
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(
-            f"{folder} has no {CONFIG_FILE}. Give the folder of a saved SAE, or runs:/RUN_ID/sae."
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}.") from None
-    if not isinstance(config, dict) or not {"architecture", "d_in", "d_sae"} <= config.keys():
-        raise UserError(f"{file} is not an SAE's config: it needs architecture, d_in and d_sae.")
-    return config
-
-
-def _build(config: dict[str, Any], folder: Path) -> SAE:
-    architecture = ARCHITECTURES.get(config["architecture"])
-    if architecture is None:
-        raise UserError(
-            f"{folder / CONFIG_FILE}: architecture {config['architecture']!r} is not known. "
-            f"Known: {known(sorted(ARCHITECTURES))}."
+            f"{path} isn't there. Give the folder of a saved SAE, a .pt file, runs:/RUN_ID/sae or "
+            "models:/NAME@ALIAS."
         )
-    if config.get("normalize_activations", "none") not in {"none", None}:
-        raise UserError(
-            f"{folder / CONFIG_FILE}: normalize_activations = {config['normalize_activations']!r} "
-            "can't be read. Fold the normalisation into the weights first."
-        )
-    try:
-        return architecture.from_config(config)
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / CONFIG_FILE}: a needed key is missing or wrong: {error}."
-        ) from None
+    if (path / "MLmodel").is_file():
+        path = path / _IN_MODEL
+    for each in FORMATS.values():
+        if (path / each.WEIGHTS_FILE).is_file():
+            return each.read(path)
+    wanted = ", ".join(f"{each.WEIGHTS_FILE} ({name})" for name, each in FORMATS.items())
+    held = known(sorted(p.name for p in path.iterdir()) if path.is_dir() else [])
+    raise UserError(f"{path} holds no SAE's weights: none of {wanted}. It holds: {held}.")

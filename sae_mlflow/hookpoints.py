@@ -2,7 +2,8 @@
 
 A hookpoint is a module whose output is an activation: `layers.10` (block 10's own output, the
 residual stream), `layers.10.mlp`, or any path in the base model. `layers` stands for the list of
-blocks, whatever the architecture calls it.
+blocks, whatever the architecture calls it. `layers.10.mlp:input` is what the module takes in: the
+first tensor that it is called with.
 """
 
 import difflib
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sae_mlflow import naming
 from sae_mlflow.errors import UserError, known
@@ -49,8 +51,8 @@ class LanguageModel:
         modules = {hookpoint: self.module(hookpoint) for hookpoint in hookpoints}
         captured: dict[str, Tensor] = {}
         handles = [
-            module.register_forward_hook(_capture(name, captured, len(modules)))
-            for name, module in modules.items()
+            _listen(module, hookpoint, captured, wanted=len(modules))
+            for hookpoint, module in modules.items()
         ]
         try:
             self.model.base_model(input_ids=token_ids.to(self.device), use_cache=False)
@@ -62,27 +64,26 @@ class LanguageModel:
         return captured
 
     def module(self, hookpoint: str) -> nn.Module:
-        """The module that a hookpoint names.
+        """The module whose output, or input, a hookpoint is.
 
         Raises:
             UserError: there is none; the nearest are named.
         """
         base = self.model.base_model
         blocks = self._block_list()
-        path = re.sub(r"^layers(?=\.|$)", blocks, hookpoint)
+        path = naming.module_path(hookpoint)
         try:
-            return base.get_submodule(path)
+            return base.get_submodule(re.sub(r"^layers(?=\.|$)", blocks, path))
         except AttributeError:
             pass
         names = [
             re.sub(rf"^{re.escape(blocks)}(?=\.|$)", "layers", n) for n, _ in base.named_modules()
         ]
         inside = [n for n in names if n.startswith(f"{block_of(hookpoint)}.")]
-        near = difflib.get_close_matches(hookpoint, names, n=1)
+        near = difflib.get_close_matches(path, names, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
         raise UserError(
-            f"model.layers: {self.name} has no module {hookpoint!r}. {hint}There are: "
-            f"{known(inside)}."
+            f"model.layers: {self.name} has no module {path!r}. {hint}There are: {known(inside)}."
         )
 
     def _block_list(self) -> str:
@@ -94,16 +95,34 @@ class LanguageModel:
         raise UserError(f"{self.name} has no list of {n_layers} blocks; it can't be read.")
 
 
-def _capture(name: str, captured: dict[str, Tensor], wanted: int) -> Any:
-    def hook(_module: nn.Module, _args: tuple, output: object) -> None:
-        acts = output[0] if isinstance(output, tuple) else output
-        if not isinstance(acts, Tensor) or name in captured:
+def _listen(
+    module: nn.Module, hookpoint: str, captured: dict[str, Tensor], wanted: int
+) -> RemovableHandle:
+    """Put a module's input or output into `captured`; the last one `wanted` ends the pass."""
+
+    def capture(acts: object) -> None:
+        if not isinstance(acts, Tensor) or hookpoint in captured:
             return  # of a module that several blocks share, the first call counts
-        captured[name] = acts.reshape(-1, acts.shape[-1]).clone()  # what follows may work in place
+        # what follows may work in place
+        captured[hookpoint] = acts.reshape(-1, acts.shape[-1]).clone()
         if len(captured) == wanted:
             raise _AllCaptured
 
-    return hook
+    def before(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        capture(_first_tensor(args, kwargs))
+
+    def after(_module: nn.Module, _args: tuple, output: object) -> None:
+        capture(output[0] if isinstance(output, tuple) else output)
+
+    if naming.is_input(hookpoint):
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
+
+
+def _first_tensor(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+    """A module's input; among keywords `hidden_states`, which may stand behind a mask."""
+    given = (*args, kwargs.get("hidden_states"), *kwargs.values())
+    return next((value for value in given if isinstance(value, Tensor)), None)
 
 
 def block_of(hookpoint: str) -> str:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from sae_mlflow import naming
-from sae_mlflow.config import EMBEDDED_MODEL, ModelSettings
+from sae_mlflow.config import EMBEDDED_MODEL, ModelSettings, Settings
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.hookpoints import LanguageModel, block_of
 from sae_mlflow.model_files import check_name, locate, weights_hash
 from sae_mlflow.quiet import quiet_transformers
+from sae_mlflow.sites import sites
 
 __all__ = [
     "LanguageModel",
@@ -50,12 +51,15 @@ _EMBEDDED_CONFIG: dict[str, Any] = {
 }
 
 
-def check_model(model: ModelSettings) -> ModelShape:
-    """Find out from a model's config alone whether it has the layers that are asked for.
+def check_model(settings: Settings) -> ModelShape:
+    """Find out from a model's config alone whether it has what the SAEs read and reconstruct.
 
     Raises:
-        UserError: the model isn't there, is gated or no causal LM; a layer isn't there.
+        UserError: the model isn't there, is gated or no causal LM; a layer isn't there, or isn't
+            one that the architecture works on.
     """
+    model = settings.model
+    hookpoints = [hookpoint for site in sites(settings) for hookpoint in site.hookpoints]
     shape = model_shape(model)
     for layer in model.layers:
         block = naming.block_number(layer)
@@ -64,7 +68,7 @@ def check_model(model: ModelSettings) -> ModelShape:
                 f"model.layers: {layer}, but {model.name} has layers 0..{shape.n_layers - 1}. "
                 "Remove it, or choose a deeper model."
             )
-    hookpoint_widths(model, map(naming.hookpoint, model.layers))
+    hookpoint_widths(model, hookpoints)
     return shape
 
 
@@ -84,13 +88,13 @@ def model_shape(model: ModelSettings) -> ModelShape:
 
 
 def hookpoint_widths(model: ModelSettings, hookpoints: Iterable[str]) -> dict[str, int]:
-    """`d_in` of each hookpoint, without the model's weights.
+    """Dimensions of each hookpoint, without the model's weights.
 
     Raises:
-        UserError: a path that names no module, or one whose output is no activation.
+        UserError: a path that names no module, or one whose output (or input) is no activation.
     """
     hookpoints = tuple(hookpoints)
-    if all(re.fullmatch(r"layers\.\d+", hookpoint) for hookpoint in hookpoints):
+    if all(re.fullmatch(r"layers\.\d+(:input)?", hookpoint) for hookpoint in hookpoints):
         return dict.fromkeys(hookpoints, model_shape(model).d_model)
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
@@ -101,9 +105,10 @@ def hookpoint_widths(model: ModelSettings, hookpoints: Iterable[str]) -> dict[st
         acts = sketch.activations(torch.zeros(2, 3, dtype=torch.long), hookpoints)
     for hookpoint in hookpoints:
         if hookpoint not in acts or acts[hookpoint].shape[0] != 2 * 3:
+            verb = "take in" if naming.is_input(hookpoint) else "put out"
             raise UserError(
-                f"model.layers: {hookpoint} of {model.name} doesn't put out one activation a "
-                f"token. Choose another module, for example {block_of(hookpoint)}."
+                f"model.layers: {naming.module_path(hookpoint)} of {model.name} doesn't {verb} one "
+                f"activation a token. Choose another module, for example {block_of(hookpoint)}."
             )
     return {hookpoint: acts[hookpoint].shape[1] for hookpoint in hookpoints}
 

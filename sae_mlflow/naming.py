@@ -1,17 +1,31 @@
 """Names of models and hookpoints, as they stand in tags, file names and figures."""
 
 import re
+from collections.abc import Iterable
+from hashlib import sha256
+
+INPUT = ":input"
+"""Ends a hookpoint that is what a module takes in; without it, it is what the module puts out."""
 
 PLOTS_FOLDER = "training_plots"
 """Where pictures lie, among a run's artifacts and in a folder of plain files."""
 
-# SAELens (TransformerLens) names of the hookpoints that it knows.
+_INPUT_FILE = "@input"  # ':' can't stand in every file name, and nothing sanitised has an '@'
+_LONGEST_LABEL = 100
+
+# SAELens (TransformerLens) names of the hookpoints that it knows. `ln1` and `ln2` are the norms
+# before attention and MLP; of an RMS norm their hook is before its weight, ours is behind it.
 _SAE_LENS_HOOKS = {
     "": "hook_resid_post",
     "mlp": "hook_mlp_out",
     "self_attn": "hook_attn_out",
     "attn": "hook_attn_out",
     "attention": "hook_attn_out",
+    ":input": "hook_resid_pre",
+    "mlp:input": "ln2.hook_normalized",
+    "self_attn:input": "ln1.hook_normalized",
+    "attn:input": "ln1.hook_normalized",
+    "attention:input": "ln1.hook_normalized",
 }
 
 
@@ -24,6 +38,11 @@ def sanitise(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:120] or "model"
 
 
+def registered_name(model: str, layer: str) -> str:
+    """A layer's SAEs in the model registry: `org/model`, `layer10` -> `org-model-layer10`."""
+    return f"{sanitise(model)}-{sanitise(layer)}"
+
+
 def hookpoint(layer: int | str) -> str:
     """The module path of a layer as it is written in settings: `10` -> `layers.10`.
 
@@ -33,11 +52,49 @@ def hookpoint(layer: int | str) -> str:
     return f"layers.{int(text)}" if text.isdecimal() else text
 
 
+def input_of(path: str) -> str:
+    """The hookpoint that is a module's input: `layers.10.mlp` -> `layers.10.mlp:input`."""
+    return path + INPUT
+
+
+def is_input(hookpoint: str) -> bool:
+    return hookpoint.endswith(INPUT)
+
+
+def module_path(hookpoint: str) -> str:
+    """The module whose input or output a hookpoint is."""
+    return hookpoint.removesuffix(INPUT)
+
+
+def file_stem(hookpoint: str) -> str:
+    """A hookpoint's file in the activation cache: `layers.10.mlp`, `layers.10.mlp@input`."""
+    stem = sanitise(module_path(hookpoint))
+    return stem + _INPUT_FILE if is_input(hookpoint) else stem
+
+
+def stored_hookpoint(stem: str) -> str:
+    """The hookpoint that a file in the activation cache holds."""
+    path = stem.removesuffix(_INPUT_FILE)
+    return path if path == stem else input_of(path)
+
+
 def layer_label(layer: int | str) -> str:
     """A layer in tags and file names: `10` -> `layer10`, `layers.10.mlp` -> `layer10_mlp`."""
     path = hookpoint(layer)
     label = re.sub(r"^layers\.(\d+)\.?", r"layer\1_", path).rstrip("_")
     return re.sub(r"[^A-Za-z0-9_-]+", "_", label).strip("_")
+
+
+def joint_label(layers: Iterable[int | str]) -> str:
+    """Several layers as one label, by number: `15, 10, layers.20.mlp` -> `layer10-15-20_mlp`.
+
+    What would be over 100 characters is cut and told apart by a hash.
+    """
+    first, *rest = sorted(map(layer_label, layers), key=layer_order)
+    label = "-".join([first, *(re.sub(r"^layer(?=\d)", "", other) for other in rest)])
+    if len(label) <= _LONGEST_LABEL:
+        return label
+    return f"{label[: _LONGEST_LABEL - 9]}-{sha256(label.encode()).hexdigest()[:8]}"
 
 
 def layer_order(label: str) -> tuple[int, str]:
@@ -48,12 +105,15 @@ def layer_order(label: str) -> tuple[int, str]:
 
 def block_number(layer: int | str) -> int | None:
     """The block that a hookpoint lies in, counted from 0; None outside the blocks."""
-    match = re.match(r"layers\.(\d+)(\.|$)", hookpoint(layer))
+    match = re.match(r"layers\.(\d+)([.:]|$)", hookpoint(layer))
     return int(match[1]) if match else None
 
 
 def sae_lens_hook(layer: int | str) -> str:
-    """The hookpoint under the name that SAELens uses: `10` -> `blocks.10.hook_resid_post`."""
+    """The hookpoint under the name that SAELens uses: `10` -> `blocks.10.hook_resid_post`.
+
+    One that it has no name for keeps its own.
+    """
     match = re.match(r"layers\.(\d+)\.?(.*)", hookpoint(layer))
     if match and match[2] in _SAE_LENS_HOOKS:
         return f"blocks.{match[1]}.{_SAE_LENS_HOOKS[match[2]]}"

@@ -8,6 +8,7 @@ from sae_mlflow import export, naming
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.history import write_history
+from sae_mlflow.layer_activations import LayerActivations
 from sae_mlflow.pictures import OVERLAY_METRICS
 from sae_mlflow.sae import SAE
 
@@ -25,23 +26,18 @@ def check_folder(folder: str | None) -> None:
 
 
 def write_layer(
-    settings: Settings,
-    sae: SAE,
-    layer: int | str,
-    history: Mapping[str, list[float]],
-    *,
-    scale: float,
+    settings: Settings, sae: SAE, acts: LayerActivations, history: Mapping[str, list[float]]
 ) -> None:
     """`{layer}_training_history.json`, `{layer}_sae/`, and `{layer}_sae.pt` where asked for."""
-    folder, label, name = _folder(settings), naming.layer_label(layer), settings.model.label
+    folder, label = _folder(settings), acts.site.label
     folder.mkdir(parents=True, exist_ok=True)
     write_history(folder / f"{label}_training_history.json", history)
-    export.save_sae(sae, folder / f"{label}_sae", scale=scale, model_name=name, layer=layer)
+    export.save_sae(sae, folder / f"{label}_sae", acts, settings)
     if settings.output.pt:
-        export.save_state_dict(sae, folder / f"{label}_sae.pt", scale=scale)
+        export.save_pt(sae, folder / f"{label}_sae.pt", acts, settings)
 
 
-def draw_layer(settings: Settings, layer: int | str, history: Mapping[str, list[float]]) -> None:
+def draw_layer(settings: Settings, layer: str, history: Mapping[str, list[float]]) -> None:
     """A layer's two pictures."""
     from sae_mlflow.plot import plot_reconstruction_loss_only, plot_sae_training_history
 

@@ -3,8 +3,8 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,12 +24,16 @@ from sae_mlflow.display import Display
 from sae_mlflow.errors import UserError
 from sae_mlflow.history import write_history
 from sae_mlflow.language_model import (
+    LanguageModel,
     check_model,
     load_language_model,
     load_tokenizer,
     resolve_device,
 )
+from sae_mlflow.layer_evaluation import evaluate_layers
 from sae_mlflow.memory import keep_freed_memory
+from sae_mlflow.optimizers import check_optimizer
+from sae_mlflow.registry import register_run
 from sae_mlflow.report import Row, launcher_note, parent_note
 from sae_mlflow.sae import SAE, build_sae
 from sae_mlflow.stopwatch import Stopwatch
@@ -55,6 +59,7 @@ class Training:
     display: Display
     clock: Stopwatch
     device: torch.device
+    lm: LanguageModel | None = None
     rows: list[Row] = field(default_factory=list)
 
 
@@ -80,7 +85,7 @@ def run_training(
     keep_freed_memory()
     with clock.stage("load"):
         outputs.check_folder(settings.output.dir)
-        settings.sae.width(check_model(settings.model).d_model)
+        check_model(settings)
         device = resolve_device(settings.model.device)
     with clock.stage("store"):
         store = Store(tracking_uri)
@@ -89,8 +94,13 @@ def run_training(
     training = Training(settings, store, experiment, experiment_id, display, clock, device)
     display.say(f"Runs: {store.address(experiment_id, parent.run_id)}")
     with _recorded(parent):
-        for acts, layer in zip(_activations(training, parent), settings.model.layers, strict=True):
-            training.rows.append(_train_layer(training, parent, acts, layer))
+        windows, all_acts = _activations(training, parent)
+        for acts in all_acts:
+            training.rows.append(_train_layer(training, parent, acts))
+            parent.describe(parent_note(settings, training.rows))
+        if settings.evaluate.after_training:
+            with _optional(display, "The evaluation isn't complete"):
+                _evaluate(training, windows, all_acts)
             parent.describe(parent_note(settings, training.rows))
         _finish(training, parent)
     return training
@@ -124,7 +134,7 @@ def _parent(store: Store, experiment: str, experiment_id: str, settings: Setting
     return parent
 
 
-def _activations(training: Training, parent: OpenRun) -> list[LayerActivations]:
+def _activations(training: Training, parent: OpenRun) -> tuple[Windows, list[LayerActivations]]:
     """Text to windows, and windows to activations that are cached for every layer."""
     settings, display, clock = training.settings, training.display, training.clock
     with clock.stage("load"):
@@ -134,11 +144,22 @@ def _activations(training: Training, parent: OpenRun) -> list[LayerActivations]:
             display.warn(windows.note)
         parent.log_data_set(*_data_set(windows))
         plan = plan_activations(settings, windows)
+        _check_trainable(plan)
     if plan.missing:
         _harvest(training, plan)
     else:
         display.say(f"Activations of all layers are cached in {plan.folder}")
-    return open_activations(plan, training.device)
+    return windows, open_activations(plan, training.device)
+
+
+def _check_trainable(plan: ActivationPlan) -> None:
+    """Raise the UserErrors that making an SAE or its optimizer would, before the LM is run."""
+    train, widths = plan.settings.train, {store.hookpoint: store.d_in for store in plan.stores}
+    check_optimizer(train.optimizer, train.optimizer_options)
+    for site in plan.sites:
+        with torch.device("meta"):  # without memory
+            d_out = sum(widths[h] for h in site.writes)
+            build_sae(plan.settings.sae, [widths[h] for h in site.reads], d_out)
 
 
 def _harvest(training: Training, plan: ActivationPlan) -> None:
@@ -147,8 +168,7 @@ def _harvest(training: Training, plan: ActivationPlan) -> None:
         f"Activations to write: {activation_cache.in_units(plan.bytes_to_write)} in {plan.folder} "
         f"({activation_cache.in_units(free)} free)"
     )
-    with training.clock.stage("load"):
-        lm = load_language_model(training.settings.model)
+    lm = _language_model(training)
     with (
         training.clock.stage("harvest"),
         training.display.harvest(plan.tokens_to_read) as update,
@@ -157,61 +177,61 @@ def _harvest(training: Training, plan: ActivationPlan) -> None:
             update(tokens_read)
 
 
-def _train_layer(
-    training: Training, parent: OpenRun, acts: LayerActivations, layer: int | str
-) -> Row:
+def _language_model(training: Training) -> LanguageModel:
+    """The LM; loaded when it is first needed, since cached activations need none."""
+    if training.lm is None:
+        with training.clock.stage("load"):
+            training.lm = load_language_model(training.settings.model)
+    return training.lm
+
+
+def _train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> Row:
     """One layer's run, from its first epoch to its pictures."""
-    settings, clock, label = training.settings, training.clock, naming.layer_label(layer)
-    _report_giants(training.display, acts, label)
-    sae = build_sae(settings.sae, acts.d_in).to(training.device)
+    settings, clock, label = training.settings, training.clock, acts.site.label
+    _report_giants(training.display, acts)
+    sae = build_sae(settings.sae, acts.widths_in, acts.d_out).to(training.device)
     trainer = Trainer(sae, settings.train, acts.n_train)
     with clock.stage("log"):
-        run = _open_layer_run(training, parent, acts, layer, trainer)
+        run = _open_layer_run(training, parent, acts)
     with _recorded(run):
-        history = _epochs(training, run, acts, trainer, label)
+        run.log_params(_layer_params(settings, trainer, acts))
+        history = _epochs(training, run, acts, trainer)
         with clock.stage("log"), tempfile.TemporaryDirectory() as scratch:
-            _log_results(training, run, sae, acts, layer, history, Path(scratch))
+            _log_results(training, run, sae, acts, history, Path(scratch))
         if settings.plots.after_training:
             with clock.stage("plot"), _drawing(training.display, label):
                 from sae_mlflow.plot import draw_layer_run
 
                 draw_layer_run(training.store, run.run_id)
     if settings.output.dir:
-        outputs.write_layer(settings, sae, layer, history, scale=acts.scale)
+        outputs.write_layer(settings, sae, acts, history)
         with _drawing(training.display, f"{label} in {settings.output.dir}"):
-            outputs.draw_layer(settings, layer, history)
-    return Row(label, training.experiment_id, run.run_id, history)
+            outputs.draw_layer(settings, label, history)
+    weight_bytes = sum(p.numel() * p.element_size() for p in sae.parameters())
+    return Row(label, training.experiment_id, run.run_id, history, weight_bytes)
 
 
-def _report_giants(display: Display, acts: LayerActivations, label: str) -> None:
+def _report_giants(display: Display, acts: LayerActivations) -> None:
     giants = acts.n_giant_train + acts.n_giant_held_out
     if giants:
         n_tokens = acts.n_train + acts.n_held_out + giants
         display.say(
-            f"{label}: {giants:,} of {n_tokens:,} tokens left out for their norm "
+            f"{acts.site.label}: {giants:,} of {n_tokens:,} tokens left out for their norm "
             "(activations.max_norm_ratio)"
         )
 
 
-def _open_layer_run(
-    training: Training,
-    parent: OpenRun,
-    acts: LayerActivations,
-    layer: int | str,
-    trainer: Trainer,
-) -> OpenRun:
-    settings, label = training.settings, naming.layer_label(layer)
+def _open_layer_run(training: Training, parent: OpenRun, acts: LayerActivations) -> OpenRun:
+    settings, site = training.settings, acts.site
     tags = {
         "sae.role": ROLE_LAYER,
         "sae.model": settings.model.label,
-        "sae.layer": label,
-        "sae.hookpoint": acts.hookpoint,
+        "sae.layer": site.label,
+        "sae.hookpoint": ",".join(site.writes),
         "sae.architecture": settings.sae.architecture,
     }
-    name = f"{naming.sanitise(settings.model.label)}_{label}"
-    run = training.store.open_run(training.experiment_id, name, tags, parent)
-    run.log_params(_layer_params(settings, trainer, acts))
-    return run
+    name = f"{naming.sanitise(settings.model.label)}_{site.label}"
+    return training.store.open_run(training.experiment_id, name, tags, parent)
 
 
 def _layer_params(
@@ -227,22 +247,25 @@ def _layer_params(
         "train.learning_rate": trainer.peak_learning_rate,
         "train.dead_after_tokens": trainer.dead_after_tokens,
         "d_in": acts.d_in,
+        "d_out": acts.d_out,
         "d_sae": trainer.sae.d_sae,
         "seed": settings.seed,
         "data.train_tokens": acts.n_train,
         "data.held_out_tokens": acts.n_held_out,
         "data.giant_norm_train_tokens": acts.n_giant_train,
         "data.giant_norm_held_out_tokens": acts.n_giant_held_out,
-        "data.scale": acts.scale,
+        "data.scale": acts.scales,
     }
 
 
 def _epochs(
-    training: Training, run: OpenRun, acts: LayerActivations, trainer: Trainer, label: str
+    training: Training, run: OpenRun, acts: LayerActivations, trainer: Trainer
 ) -> dict[str, list[float]]:
     """Train, with every epoch in the store as soon as it ends; returns the whole history."""
     settings, history = training.settings, dict[str, list[float]]()
-    with training.display.layer(label, settings.train.epochs, trainer.epoch_tokens) as shown:
+    with training.display.layer(
+        acts.site.label, settings.train.epochs, trainer.epoch_tokens
+    ) as shown:
         records = train(trainer, acts, settings.seed)
         while True:
             with training.clock.stage("train"):
@@ -271,17 +294,36 @@ def _log_results(
     run: OpenRun,
     sae: SAE,
     acts: LayerActivations,
-    layer: int | str,
     history: dict[str, list[float]],
     scratch: Path,
 ) -> None:
-    file = scratch / f"{naming.layer_label(layer)}_training_history.json"
+    file = scratch / f"{acts.site.label}_training_history.json"
     write_history(file, history)
     run.log_file(file)
     weights = scratch / SAE_FOLDER
-    model_name = training.settings.model.label
-    export.save_sae(sae, weights, scale=acts.scale, model_name=model_name, layer=layer)
+    export.save_sae(sae, weights, acts, training.settings)
     run.log_folder(weights, SAE_FOLDER)
+    if training.settings.register_model:
+        _register(training, run, weights)
+
+
+def _register(training: Training, run: OpenRun, weights: Path) -> None:
+    """A registry out of reach costs a warning, never the training: it can be done later."""
+    try:
+        uri, _ = register_run(training.store, run.run_id, weights)
+        training.display.say(f"Registered {uri}")
+    except UserError as error:
+        later = f"sae-mlflow register --run {run.run_id}"
+        training.display.warn(f"{error} The training goes on; register it later: {later}")
+
+
+def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActivations]) -> None:
+    """What the LM loses to each SAE that was trained."""
+    settings, display = training.settings, training.display
+    lm = _language_model(training)
+    display.say(f"Evaluating on {settings.evaluate.tokens:,} held-out tokens")
+    with training.clock.stage("evaluate"):
+        evaluate_layers(training.store, settings, lm, windows, training.rows, all_acts)
 
 
 def _finish(training: Training, parent: OpenRun) -> None:
@@ -324,11 +366,15 @@ def _recorded(run: OpenRun) -> Iterator[None]:
     run.finish()
 
 
+def _drawing(display: Display, what: str) -> AbstractContextManager[None]:
+    return _optional(display, f"The plots of {what} weren't drawn")
+
+
 @contextmanager
-def _drawing(display: Display, what: str) -> Iterator[None]:
-    """A picture that can't be drawn costs a warning, never the training; the store has the data."""
+def _optional(display: Display, trouble: str) -> Iterator[None]:
+    """What is done after training costs a warning where it fails, never the training."""
     try:
         yield
     except Exception as error:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        display.warn(f"The plots of {what} weren't drawn: {kind}{error}")
+        display.warn(f"{trouble}: {kind}{error}")

@@ -1,12 +1,21 @@
 """The tables of layers that a person reads: in the runs' descriptions and at the command's end."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from sae_mlflow.config import Settings
+from sae_mlflow.config import SAESettings, Settings
 from sae_mlflow.naming import ui_page
 
-COLUMNS = ("layer", "held-out FVU", "best at epoch", "loss", "L0", "dead", "tokens/s")
+COLUMNS = (
+    "layer",
+    "held-out FVU",
+    "best at epoch",
+    "loss",
+    "L0",
+    "dead",
+    "CE recovered",
+    "tokens/s",
+)
 
 
 @dataclass(frozen=True)
@@ -18,6 +27,10 @@ class Row:
     experiment_id: str
     run_id: str
     history: dict[str, list[float]]
+    weight_bytes: int = 0
+    """Of its SAE."""
+    evaluation: dict[str, float] = field(default_factory=dict)
+    """Filled in once the SAE was evaluated."""
 
     def cells(self) -> tuple[str, ...]:
         """The final figures, in the order of `COLUMNS`."""
@@ -30,6 +43,7 @@ class Row:
             f"{last['reconstruction_loss']:.4f}",
             f"{last['l0_norm']:.1f}",
             f"{last['dead_fraction']:.1%}",
+            f"{self.evaluation['ce_loss_recovered']:.1%}" if self.evaluation else "-",
             f"{last['tokens_per_second']:,.0f}",
         )
 
@@ -38,7 +52,7 @@ def parent_note(settings: Settings, rows: Sequence[Row]) -> str:
     """The parent run's description: what was trained, and a table of layers."""
     sae, text = settings.sae, settings.text
     lines = [
-        f"**{settings.model.label}** · {sae.architecture}, k = {sae.k} · "
+        f"**{settings.model.label}** · {_shown(sae)} · "
         f"{text.tokens:,} tokens, {settings.train.epochs} epochs",
         "",
         _table_line(COLUMNS),
@@ -49,6 +63,17 @@ def parent_note(settings: Settings, rows: Sequence[Row]) -> str:
         link = f"[{layer}]({ui_page(row.experiment_id, row.run_id)})"
         lines.append(_table_line([link, *figures]))
     return "\n".join(lines)
+
+
+def _shown(sae: SAESettings) -> str:
+    """The architecture and what sets its sparsity."""
+    match sae.activation:
+        case "topk" | "batchtopk" | "matryoshka":
+            return f"{sae.architecture}, k = {sae.k}"
+        case "jumprelu" if sae.target_l0:
+            return f"{sae.architecture}, target L0 = {sae.target_l0:g}"
+        case _:
+            return sae.architecture
 
 
 def launcher_note(experiment_id: str, run_id: str, experiment: str) -> str:

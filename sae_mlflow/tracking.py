@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlflow
 from alembic.util.exc import CommandError
@@ -20,16 +21,25 @@ from mlflow.entities import (
     DatasetInput,
     InputTag,
     LifecycleStage,
+    LoggedModel,
+    LoggedModelStatus,
     Metric,
     Param,
     Run,
     RunTag,
 )
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.models import Model
+from mlflow.protos.databricks_pb2 import (
+    RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import mlflow_tags
+from mlflow.utils.uri import is_models_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from sae_mlflow.errors import UserError, known
@@ -41,12 +51,20 @@ ROLE_LAYER = "layer"
 ROLE_COMPARISON = "comparison"
 
 SAE_FOLDER = "sae"
+EVALUATION_FOLDER = "evaluation"
+CONFIG_FILE = "config.yaml"
+"""Of a parent: all settings of its training."""
+
+DIGEST_LENGTH = 16
+"""Characters of a data set's digest that are kept."""
 
 _NOTE_LIMIT = 8_000  # MLflow cuts a longer tag without a word
 _BATCH_LIMIT = 100  # params and tags that one log_batch takes
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # a new SQLite store tells 40 migrations
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+# that it waits up to 300 seconds for a model's version, which is there at once
+logging.getLogger("mlflow.store.model_registry.abstract_store").setLevel(logging.WARNING)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would cut ours in two
 
 
@@ -108,7 +126,7 @@ class OpenRun:
         """The text that was trained on, as an MLflow input of the run."""
         data_set = Dataset(
             name=name,
-            digest=digest[:16],
+            digest=digest[:DIGEST_LENGTH],
             source_type="sae_mlflow",
             source=json.dumps(source),
             profile=json.dumps({k: v for k, v in source.items() if isinstance(v, int)}),
@@ -181,14 +199,25 @@ class Store:
         ]
 
     def download(self, artifact_uri: str, into: Path) -> Path:
-        """Copy an artifact (`runs:/ID/sae`) into a folder; returns the copy."""
+        """Copy an artifact (`runs:/ID/sae`) or a registered model (`models:/NAME@ALIAS`) into a
+        folder; returns the copy."""
         try:
+            place = self._model_place(artifact_uri) if is_models_uri(artifact_uri) else artifact_uri
             found = mlflow.artifacts.download_artifacts(
-                artifact_uri, dst_path=str(into), tracking_uri=self.uri
+                place, dst_path=str(into), tracking_uri=self.uri
             )
         except (MlflowException, OSError) as error:
-            raise UserError(f"{artifact_uri} can't be read from {self.uri}: {error}") from None
+            reason = " ".join(str(error).split())
+            where = hide_password(self.uri)
+            raise UserError(f"{artifact_uri} can't be read from {where}: {reason}") from None
         return Path(found)
+
+    def _model_place(self, uri: str) -> str:
+        """Where a registered model's files are; MLflow itself would ask its global registry."""
+        found = get_model_name_and_version(self._client, uri)
+        if len(found) == 1:  # `models:/ID`, of a model that was logged
+            return self._client.get_logged_model(found[0]).artifact_location
+        return self._client.get_model_version_download_uri(*found)
 
     # -- writing ----------------------------------------------------------------------------
 
@@ -272,6 +301,70 @@ class Store:
             ) from None
         return [f"runs:/{run_id}/{PLOTS_FOLDER}/{file.name}" for file in sorted(folder.iterdir())]
 
+    # -- the model registry -----------------------------------------------------------------
+
+    def register_model(
+        self,
+        name: str,
+        row: RunRow,
+        code: Path,
+        artifacts: Mapping[str, Path],
+        requirements: Sequence[str],
+    ) -> str:
+        """Log a pyfunc model and register it; its version.
+
+        Args:
+            row: the run it comes from; the model is kept apart from the run's artifacts, which may
+                be deleted.
+            code: the file that MLflow runs to open the model.
+            artifacts: what the code finds in its context; copied into the model.
+            requirements: as pip writes them; MLflow would take long to find them out.
+
+        Raises:
+            UserError: the store or the place of its models refuses.
+        """
+        try:
+            model = self._client.create_logged_model(
+                row.experiment_id, name=SAE_FOLDER, source_run_id=row.run_id
+            )
+            with TemporaryDirectory() as scratch:
+                about = Model(run_id=row.run_id, model_id=model.model_id)
+                _write_model(Path(scratch) / "model", code, artifacts, requirements, about)
+                self._client.log_model_artifacts(model.model_id, str(Path(scratch) / "model"))
+            self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+            return self._new_version(name, row, model)
+        except (MlflowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"Run {row.run_id} can't be registered as {name}: {reason}") from None
+
+    def _new_version(self, name: str, row: RunRow, model: LoggedModel) -> str:
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+        tags = {key: value for key, value in row.tags.items() if key.startswith("sae.")}
+        # by its place, since MLflow would look for `models:/ID` in the global store
+        place, model_id = model.artifact_location, model.model_id
+        created = self._client.create_model_version(
+            name, place, run_id=row.run_id, tags=tags, model_id=model_id
+        )
+        return str(created.version)
+
+    def registered_version(self, name: str, run_id: str) -> str | None:
+        """The newest version of a registered model that comes from a run."""
+        found = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        return max((str(each.version) for each in found), key=int, default=None)
+
+    def aliased_version(self, name: str, alias: str) -> str | None:
+        try:
+            return str(self._client.get_model_version_by_alias(name, alias).version)
+        except MlflowException:  # no such model yet, or no such alias
+            return None
+
+    def move_alias(self, name: str, alias: str, version: str) -> None:
+        self._client.set_registered_model_alias(name, alias, version)
+
     # -- queries ----------------------------------------------------------------------------
 
     def find_experiment(self, name: str) -> str:
@@ -303,6 +396,29 @@ class Store:
     def run(self, run_id: str) -> RunRow:
         return _row(self._client.get_run(run_id))
 
+    def find_run(self, run_id: str) -> RunRow:
+        """A run that a user named.
+
+        Raises:
+            UserError: it isn't in the store, or was deleted.
+        """
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException:
+            run = None
+        if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise UserError(
+                f"No run {run_id!r} in {hide_password(self.uri)}. Give the whole id, as the run's "
+                "page shows it, or point --tracking-uri at the right store."
+            )
+        return _row(run)
+
+    def data_set_digest(self, run_id: str) -> str | None:
+        """The digest of `OpenRun.log_data_set`; None where a run has no data set."""
+        inputs = self._client.get_run(run_id).inputs
+        data_sets = inputs.dataset_inputs if inputs else []
+        return data_sets[0].dataset.digest if data_sets else None
+
     def history(self, run_id: str, metrics: Sequence[str]) -> Iterator[tuple[str, int, float]]:
         """A run's `(metric, step, value)`, by metric and step; of a step logged twice, the last."""
         for key in metrics:
@@ -324,6 +440,30 @@ class Store:
             token = page.token
             if not token:
                 return
+
+
+def _write_model(
+    folder: Path,
+    code: Path,
+    artifacts: Mapping[str, Path],
+    requirements: Sequence[str],
+    about: Model,
+) -> None:
+    """A pyfunc model's files, from code; without a signature, with which it would refuse tensors
+    and float64, and without MLflow's warning that there is none."""
+    logger = logging.getLogger("mlflow.pyfunc")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(code),
+            artifacts={name: str(path) for name, path in artifacts.items()},
+            pip_requirements=list(requirements),
+            mlflow_model=about,
+        )
+    finally:
+        logger.setLevel(level)
 
 
 def launched_experiment_id() -> str | None:

@@ -10,25 +10,27 @@ from torch import Tensor
 
 from sae_mlflow.config import TrainSettings
 from sae_mlflow.metrics import Tally
-from sae_mlflow.sae import SAE, StepLoss
+from sae_mlflow.optimizers import make_optimizer
+from sae_mlflow.sae import SAE, Batch, StepLoss
+from sae_mlflow.schedule import learning_rate_share, warmed_up
 
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 INITIAL_SAMPLE_TOKENS = 8_192
 
 
 class Activations(Protocol):
-    """Scaled activations of one hookpoint; `activations.LayerActivations` is one."""
+    """Scaled activations of one site; `activations.LayerActivations` is one."""
 
     n_train: int
 
-    def batches(self, batch_tokens: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """One epoch: every training token once, shuffled; `[batch_tokens, d_in]` each."""
+    def batches(self, batch_tokens: int, generator: torch.Generator) -> Iterator[Batch]:
+        """One epoch: every training token once, shuffled; `batch_tokens` each."""
 
-    def held_out_batches(self, batch_tokens: int) -> Iterator[Tensor]:
+    def held_out_batches(self, batch_tokens: int) -> Iterator[Batch]:
         """The held-out tokens in order."""
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """`[<= n, d_in]` training tokens."""
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
+        """At most n training tokens."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Trainer:
             max(n_train // 2, 1), MAX_DEAD_AFTER_TOKENS
         )
         self.silent_tokens = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
-        self._optimizer = torch.optim.Adam(sae.parameters(), lr=0.0, fused=True)
+        options = settings.optimizer_options
+        self._optimizer = make_optimizer(settings.optimizer, options, sae.parameters())
 
     @property
     def dead(self) -> Tensor:
@@ -94,16 +97,19 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the coming step: a linear warm-up, a plateau, a linear decay towards 0."""
-        warmup = self.settings.warmup_fraction * self.n_steps
-        decay = self.settings.decay_fraction * self.n_steps
-        rising = (self.steps_done + 1) / warmup if warmup else 1.0
-        falling = (self.n_steps - self.steps_done) / decay if decay else 1.0
-        return self.peak_learning_rate * min(rising, falling, 1.0)
+        """Of the coming step."""
+        share = learning_rate_share(self.settings, self.steps_done, self.n_steps)
+        return self.peak_learning_rate * share
 
-    def step(self, x: Tensor) -> StepLoss:
-        """One update on a batch of scaled activations `[batch, d_in]`."""
-        loss = self.sae.loss(x, self.dead)
+    @property
+    def sparsity_warmup(self) -> float:
+        """Share of its coefficient that the sparsity penalty has in the coming step."""
+        return warmed_up(self.settings.sparsity_warmup_fraction, self.steps_done, self.n_steps)
+
+    def step(self, batch: Batch) -> StepLoss:
+        """One update on a batch of scaled activations."""
+        with self._autocast:
+            loss = self.sae.loss(batch, self.dead, self.sparsity_warmup)
         self._optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         self.sae.project_gradient()
@@ -111,11 +117,16 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate
         self._optimizer.step()
-        self.sae.normalise_decoder()
-        self.silent_tokens += x.shape[0]
+        self.sae.constrain()
+        self.silent_tokens += batch.x.shape[0]
         self.silent_tokens[loss.fired] = 0
         self.steps_done += 1
         return loss
+
+    @property
+    def _autocast(self) -> torch.autocast:
+        narrow = self.settings.precision == "bfloat16"
+        return torch.autocast(self.sae.W_dec.device.type, torch.bfloat16, enabled=narrow)
 
     def epoch(
         self, epoch: int, acts: Activations, generator: torch.Generator
@@ -123,14 +134,14 @@ class Trainer:
         """One pass over the training tokens, a record a step, then one for the epoch."""
         tally, seconds = Tally(), 0.0
         started = time.perf_counter()
-        for x in acts.batches(self.settings.batch_tokens, generator):
-            rate = self.learning_rate
-            loss = self.step(x)
-            tally.add(x, loss.recon, loss.l0, loss.fired)
-            tally.accumulate("total_loss", loss.total * x.shape[0])
-            tally.accumulate("sparsity_loss", loss.sparsity * x.shape[0])
+        for batch in acts.batches(self.settings.batch_tokens, generator):
+            rate, tokens = self.learning_rate, batch.x.shape[0]
+            loss = self.step(batch)
+            tally.add(batch.y, loss.recon, loss.l0, loss.fired)
+            tally.accumulate("total_loss", loss.total * tokens)
+            tally.accumulate("sparsity_loss", loss.sparsity * tokens)
             seconds += time.perf_counter() - started
-            yield StepRecord(epoch, x.shape[0], loss.total.detach(), self.dead.sum(), tally)
+            yield StepRecord(epoch, tokens, loss.total.detach(), self.dead.sum(), tally)
             started = time.perf_counter()  # what the caller does with a record isn't training
         metrics = {
             "total_loss": tally.mean("total_loss"),
@@ -151,10 +162,9 @@ class Trainer:
 def validate(sae: SAE, acts: Activations, batch_tokens: int) -> dict[str, float]:
     """The metrics on the held-out tokens."""
     tally = Tally()
-    nothing_dead = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.W_dec.device)
-    for x in acts.held_out_batches(batch_tokens):
-        loss = sae.loss(x, nothing_dead)
-        tally.add(x, loss.recon, loss.l0, loss.fired)
+    for batch in acts.held_out_batches(batch_tokens):
+        made = sae.reconstruct(batch.x)
+        tally.add(batch.y, made.recon, made.l0, made.fired)
     return {
         "val_reconstruction_loss": tally.reconstruction_loss(),
         "val_fvu": tally.fvu(),

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -5,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,13 @@ from sae_mlflow.activations import (
 from sae_mlflow.config import Settings
 from sae_mlflow.corpus import Windows, token_windows
 from sae_mlflow.errors import UserError
-from sae_mlflow.language_model import LanguageModel, load_language_model, load_tokenizer
+from sae_mlflow.language_model import (
+    LanguageModel,
+    load_language_model,
+    load_tokenizer,
+    weights_hash,
+)
+from sae_mlflow.sae.base import Batch
 
 Make = Callable[..., Settings]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,7 +72,15 @@ def in_order(rows: np.ndarray) -> np.ndarray:
 
 
 def epoch(layer: LayerActivations, seed: int, batch: int = 128) -> torch.Tensor:
-    return torch.cat(list(layer.batches(batch, torch.Generator().manual_seed(seed))))
+    return xs(layer.batches(batch, torch.Generator().manual_seed(seed)))
+
+
+def xs(batches: Iterable[Batch]) -> torch.Tensor:
+    return torch.cat([batch.x for batch in batches])
+
+
+def ys(batches: Iterable[Batch]) -> torch.Tensor:
+    return torch.cat([batch.y for batch in batches])
 
 
 def distances(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -80,8 +95,8 @@ def test_held_out_batches_are_the_held_out_activations_in_order(tiny_settings: M
     for block, layer in zip((1, 2), layers, strict=True):
         expected = expected_rows(lm, windows_of(settings).held_out, block)
         batches = list(layer.held_out_batches(100))
-        assert [len(b) for b in batches[:-1]] == [100] * (len(batches) - 1)
-        got = torch.cat(batches).numpy() / layer.scale
+        assert [len(b.x) for b in batches[:-1]] == [100] * (len(batches) - 1)
+        got = (xs(batches) / layer.scale_in).numpy()
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -91,27 +106,45 @@ def test_an_epoch_is_every_training_token_once_in_random_order(tiny_settings: Ma
     lm = load_language_model(settings.model)
     expected = expected_rows(lm, windows_of(settings).train, 1)
     assert layer.n_train == len(expected)
-    got = epoch(layer, seed=0, batch=1).numpy() / layer.scale
+    got = (epoch(layer, seed=0, batch=1) / layer.scale_in).numpy()
     np.testing.assert_allclose(in_order(got), in_order(expected), rtol=1e-4, atol=1e-6)
 
 
 def test_batches_are_drawn_from_the_whole_set_anew_each_epoch(tiny_settings: Make) -> None:
     """A buffer takes the first batch from the file's beginning; this comes from all of it."""
     layer = opened(tiny_settings())[0]
-    in_file_order = layer._rows[layer._train_rows] * layer.scale
+    in_file_order = layer._reads[0].read(layer._train_rows, layer.device)
     generator = torch.Generator().manual_seed(5)
-    first, second = (next(iter(layer.batches(128, generator))) for _ in range(2))
+    first, second = (next(iter(layer.batches(128, generator))).x for _ in range(2))
     assert not torch.equal(first, second)
-    assert torch.equal(first, next(iter(layer.batches(128, torch.Generator().manual_seed(5)))))
+    assert torch.equal(first, next(iter(layer.batches(128, torch.Generator().manual_seed(5)))).x)
     places = distances(first, in_file_order).argmin(dim=1)
     quarters = torch.bincount(places * 4 // layer.n_train, minlength=4)
     assert quarters.min() >= 16 and quarters.sum() == 128  # 32 each on average
 
 
+def test_a_seed_means_the_same_batches_as_ever(tiny_settings: Make) -> None:
+    """One permutation of the training tokens an epoch; a resumed training relies on it."""
+    settings = tiny_settings()
+    layer = opened(settings)[0]
+    rows = expected_rows(load_language_model(settings.model), windows_of(settings).train, 1)
+    generator = torch.Generator().manual_seed(3)
+    order = torch.randperm(len(rows), generator=generator)[:50]
+    expected = torch.cat([torch.from_numpy(rows)[order], epoch_order(rows, generator, 128)])
+    ours = torch.Generator().manual_seed(3)
+    got = torch.cat([layer.sample(50, ours).x, xs(layer.batches(128, ours))])
+    torch.testing.assert_close(got / layer.scale_in, expected.double(), rtol=1e-4, atol=1e-6)
+
+
+def epoch_order(rows: np.ndarray, generator: torch.Generator, batch: int) -> torch.Tensor:
+    order = torch.randperm(len(rows), generator=generator)
+    return torch.from_numpy(rows)[order[: len(rows) // batch * batch]]
+
+
 def test_a_shorter_last_training_batch_is_dropped(tiny_settings: Make) -> None:
     layer = opened(tiny_settings())[0]
     batches = list(layer.batches(1000, torch.Generator()))
-    assert [b.shape for b in batches] == [(1000, 32)] * (layer.n_train // 1000)
+    assert [b.x.shape for b in batches] == [(1000, 32)] * (layer.n_train // 1000)
     assert layer.n_train % 1000
 
 
@@ -120,16 +153,18 @@ def test_the_scale_makes_the_mean_square_of_training_activations_1(tiny_settings
     lm = load_language_model(settings.model)
     for block, layer in zip((1, 2), opened(settings), strict=True):
         rows = expected_rows(lm, windows_of(settings).train, block).astype(np.float64)
-        assert layer.scale == pytest.approx(1 / np.sqrt(np.mean(rows**2)), rel=1e-5)
+        assert layer.scale_in.shape == (32,) and layer.scale_in.dtype == torch.float64
+        expected = np.full(32, 1 / np.sqrt(np.mean(rows**2)))
+        np.testing.assert_allclose(layer.scale_in.numpy(), expected, rtol=1e-5)
         assert epoch(layer, 0, batch=1).double().square().mean().item() == pytest.approx(1)
 
 
 def test_a_sample_is_random_scaled_training_rows(tiny_settings: Make) -> None:
     layer = opened(tiny_settings())[0]
-    sample = layer.sample(50, torch.Generator().manual_seed(0))
+    sample = layer.sample(50, torch.Generator().manual_seed(0)).x
     assert sample.shape == (50, 32)
     assert distances(sample, epoch(layer, 1, batch=1)).min(dim=1).values.max() == 0
-    assert len(layer.sample(10**6, torch.Generator())) == layer.n_train
+    assert len(layer.sample(10**6, torch.Generator()).x) == layer.n_train
 
 
 @pytest.fixture
@@ -160,7 +195,7 @@ def test_tokens_with_giant_norms_are_left_out_of_both_splits_and_counted(
         == planned(settings).n_train_rows - n_train
     )
     assert epoch(layer, 0).norm(dim=1).max() < 10 * epoch(layer, 0).norm(dim=1).median()
-    held_out = torch.cat(list(layer.held_out_batches(64)))
+    held_out = xs(layer.held_out_batches(64))
     assert len(held_out) == layer.n_held_out
     assert held_out.norm(dim=1).max() < 10 * held_out.norm(dim=1).median()
 
@@ -185,10 +220,170 @@ def test_activations_that_are_not_numbers_are_left_out(
 
 def test_where_the_cap_leaves_less_than_a_batch_the_numbers_are_said(tiny_settings: Make) -> None:
     settings = tiny_settings("activations.max_norm_ratio=1.0001", "train.batch_tokens=3000")
-    with pytest.raises(
-        UserError, match=r"layers\.1: [\d,]+ training and .*max_norm_ratio = 1\.0001"
-    ):
+    with pytest.raises(UserError, match=r"layer1: [\d,]+ training and .*max_norm_ratio = 1\.0001"):
         opened(settings)
+
+
+def test_an_autoencoder_reconstructs_the_very_tensor_that_it_reads(tiny_settings: Make) -> None:
+    layer = opened(tiny_settings())[0]
+    generator = torch.Generator()
+    for batch in (
+        next(iter(layer.batches(128, generator))),
+        next(iter(layer.held_out_batches(128))),
+        layer.sample(5, generator),
+    ):
+        assert batch.y is batch.x
+    assert torch.equal(layer.scale_in, layer.scale_out)
+    assert (layer.site.label, layer.d_in, layer.d_out) == ("layer1", 32, 32)
+
+
+@pytest.fixture
+def transcoder_settings(tiny_settings: Make) -> Make:
+    return lambda *more: tiny_settings(
+        "sae.architecture=transcoder", "model.layers=[layers.2.mlp]", *more
+    )
+
+
+def test_a_transcoders_rows_belong_to_the_same_tokens(transcoder_settings: Make) -> None:
+    """The oracle: the MLP itself, run on each x, gives its y."""
+    settings = transcoder_settings()
+    (layer,) = opened(settings)
+    mlp = load_language_model(settings.model).model.model.layers[2].mlp
+    generator = torch.Generator().manual_seed(0)
+    for batches in (
+        list(layer.batches(128, generator)),
+        list(layer.held_out_batches(100)),
+        [layer.sample(64, generator)],
+    ):
+        x, y = xs(batches) / layer.scale_in, ys(batches) / layer.scale_out
+        with torch.no_grad():
+            torch.testing.assert_close(mlp(x.float()), y.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_transcoders_two_sides_have_each_a_width_and_a_scale(tiny_settings: Make) -> None:
+    """`down_proj` takes 48 dimensions to 32."""
+    settings = tiny_settings("sae.architecture=transcoder", "model.layers=[layers.2.mlp.down_proj]")
+    (layer,) = opened(settings)
+    assert (layer.d_in, layer.d_out) == (48, 32)
+    assert layer.scale_in.shape == (48,) and layer.scale_out.shape == (32,)
+    batches = list(layer.batches(1, torch.Generator()))
+    for side, scale in ((xs(batches), layer.scale_in), (ys(batches), layer.scale_out)):
+        assert side.double().square().mean().item() == pytest.approx(1)
+        raw = side.double() / scale
+        assert scale.unique().item() == pytest.approx(raw.square().mean().item() ** -0.5)
+    assert layer.scale_in[0] != layer.scale_out[0]
+
+
+def test_a_transcoder_and_an_autoencoder_share_what_they_both_read(
+    tiny_settings: Make, transcoder_settings: Make
+) -> None:
+    filled(tiny_settings("model.layers=[layers.2.mlp]"))
+    plan = planned(transcoder_settings())
+    assert plan.missing == ("layers.2.mlp:input",)
+    filled(plan.settings)
+    assert not planned(tiny_settings("model.layers=[layers.2.mlp]")).missing
+    (entry,) = activation_cache.list_cache()
+    assert set(entry.hookpoints) == {"layers.2.mlp", "layers.2.mlp:input"}
+
+
+def test_sites_open_in_the_order_of_the_layers(tiny_settings: Make) -> None:
+    plan = filled(tiny_settings("sae.architecture=transcoder", "model.layers=[layers.1.mlp,2,1]"))
+    both_ends = ("layers.1.mlp:input", "layers.1.mlp", "layers.2:input", "layers.2")
+    assert plan.hookpoints == (*both_ends, "layers.1:input", "layers.1")
+    labels = [acts.site.label for acts in open_activations(plan)]
+    assert labels == ["layer1_mlp", "layer2", "layer1"]
+
+
+@pytest.fixture
+def crosscoder_settings(tiny_settings: Make) -> Make:
+    return lambda *more: tiny_settings(
+        "sae.architecture=crosscoder", "model.layers=[2,0,layers.3.mlp.gate_proj]", *more
+    )
+
+
+def test_a_crosscoder_reads_its_layers_side_by_side_each_with_a_scale_of_its_own(
+    crosscoder_settings: Make,
+) -> None:
+    settings = crosscoder_settings()
+    (layer,) = opened(settings)
+    assert layer.site.label == "layer0-2-3_mlp_gate_proj"
+    assert layer.d_in == layer.d_out == 32 + 32 + 48
+    lm, windows = load_language_model(settings.model), windows_of(settings)
+    held_out = xs(layer.held_out_batches(100))
+    for begin, block in ((0, 2), (32, 0)):
+        train = expected_rows(lm, windows.train, block).astype(np.float64)
+        scale = 1 / np.sqrt(np.mean(train**2))
+        np.testing.assert_allclose(layer.scale_in[begin : begin + 32].numpy(), scale, rtol=1e-5)
+        expected = expected_rows(lm, windows.held_out, block) * scale
+        part = held_out[:, begin : begin + 32].numpy()
+        np.testing.assert_allclose(part, expected, rtol=1e-4, atol=1e-6)
+    gate = epoch(layer, 0, batch=1)[:, 64:].double()
+    assert gate.square().mean().item() == pytest.approx(1)
+
+
+def test_a_crosscoder_reconstructs_the_very_tensor_that_it_reads(crosscoder_settings: Make) -> None:
+    (layer,) = opened(crosscoder_settings())
+    batch = next(iter(layer.batches(128, torch.Generator())))
+    assert batch.y is batch.x and batch.x.shape == (128, 112)
+
+
+def test_a_token_that_is_a_giant_at_any_of_the_layers_is_left_out_of_all(
+    giant_settings: Make,
+) -> None:
+    """Block 0's MLP sees `word7` through a norm, as large as any token: there it is no giant."""
+    layers = "model.layers=[layers.0.mlp,0]"
+    mlp, block = opened(giant_settings(layers))
+    (both,) = opened(giant_settings(layers, "sae.architecture=crosscoder"))
+    assert mlp.n_giant_train == mlp.n_giant_held_out == 0 < block.n_giant_train
+    assert (both.n_giant_train, both.n_giant_held_out) == (
+        block.n_giant_train,
+        block.n_giant_held_out,
+    )
+    assert (both.n_train, both.n_held_out) == (block.n_train, block.n_held_out)
+    mlp_part, block_part = xs(both.held_out_batches(64)).split(32, dim=1)
+    assert torch.equal(block_part, xs(block.held_out_batches(64)))
+    tokens = torch.from_numpy(windows_of(giant_settings()).held_out)[:, 1:].flatten()
+    usual = tokens[(tokens != 0) & (tokens != 1)] != 9
+    expected = xs(mlp.held_out_batches(64))[usual] / mlp.scale_in
+    torch.testing.assert_close(mlp_part / both.scale_in[:32], expected)
+
+
+def test_a_transcoder_leaves_out_tokens_whose_input_or_output_is_a_giant(
+    giant_settings: Make,
+) -> None:
+    """A block takes in and puts out the giant embedding; so the count is once a token."""
+    settings = giant_settings("model.layers=[0]", "sae.architecture=transcoder")
+    (layer,) = opened(settings)
+    assert layer.n_giant_train == int((windows_of(settings).train[:, 1:] == 9).sum())
+    for side in (xs, ys):
+        norms = side(layer.held_out_batches(64)).norm(dim=1)
+        assert norms.max() < 10 * norms.median()
+
+
+def test_a_cache_of_an_earlier_release_still_holds(tiny_settings: Make) -> None:
+    """Written here by hand, under the key and the names of version 0.1.0: nothing is missing."""
+    settings = tiny_settings("model.layers=[1]")
+    windows, lm = windows_of(settings), load_language_model(settings.model)
+    facts = {
+        "weights": weights_hash(settings.model),
+        "windows": windows.sha256,
+        "context": 32,
+        "lm_dtype": "float32",
+        "dtype": "float32",
+        "exclusions": "no special tokens, no first positions; v1",
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = activation_cache.activations_folder() / key
+    folder.mkdir(parents=True)
+    splits = (expected_rows(lm, split, 1) for split in (windows.train, windows.held_out))
+    rows = np.concatenate(list(splits))
+    rows.tofile(folder / "layers.1.acts")
+    np.linalg.norm(rows, axis=1).astype(np.float32).tofile(folder / "layers.1.norms")
+    plan = planned(settings)
+    assert not plan.missing and plan.tokens_to_read == 0
+    (layer,) = open_activations(plan)
+    raw = (xs(layer.held_out_batches(64)) / layer.scale_in).numpy()
+    np.testing.assert_allclose(raw, rows[-layer.n_held_out :], rtol=1e-6)
 
 
 def test_one_forward_pass_feeds_every_layer(tiny_settings: Make) -> None:
@@ -260,9 +455,9 @@ def test_a_cache_in_half_the_bytes_holds_the_same_within_rounding(
         opened(tiny_settings())[0],
         opened(tiny_settings(f"activations.dtype={dtype}"))[0],
     )
-    expected = torch.cat(list(exact.held_out_batches(64))) / exact.scale
-    got = torch.cat(list(rounded.held_out_batches(64))) / rounded.scale
+    expected, got = xs(exact.held_out_batches(64)), xs(rounded.held_out_batches(64))
     assert got.dtype == torch.float32
+    expected, got = expected / exact.scale_in, got / rounded.scale_in
     torch.testing.assert_close(got, expected, rtol=1.1 * error, atol=1e-6)
 
 

@@ -3,8 +3,10 @@
 import pytest
 import yaml
 
+from sae_mlflow import architectures
 from sae_mlflow.config import Settings, find_config, load_settings, parse_set, setting_docs
 from sae_mlflow.errors import UserError
+from sae_mlflow.sites import sites
 
 
 @pytest.fixture
@@ -19,7 +21,20 @@ def write(path, text):
     return path
 
 
-def test_the_shipped_configs_are_valid_and_the_last_three_extend_the_first(folder):
+@pytest.mark.parametrize("architecture", architectures.NAMES)
+def test_there_is_a_config_for_every_architecture(folder, architecture):
+    settings = load_settings(f"sae_{architecture}")
+    assert settings.sae.architecture == architecture
+    assert len(sites(settings)) == (1 if architecture == "crosscoder" else 3)
+
+
+def test_the_sparse_and_the_dense_config_differ_from_the_balanced_one_in_k_alone(folder):
+    balanced = load_settings("sae_balanced").flat()
+    for name, k in (("sae_sparse", 8), ("sae_dense", 128)):
+        assert load_settings(name).flat() == balanced | {"sae.k": k}
+
+
+def test_the_shipped_configs_are_valid_and_three_of_them_extend_the_first(folder):
     assert load_settings("sae_balanced.yaml").model.layers == (10, 15, 20)
     for name in ("sae_quick", "llama2", "mistral"):
         text = find_config(name).read_text(encoding="utf-8")
@@ -102,7 +117,7 @@ def test_settings_are_frozen():
         ("train: {epochs: 0}", "train.epochs = 0, but"),
         ("sae: {k: 5, d_sae: 4}", "sae.k = 5 is larger than d_sae = 4"),
         ("sae: 3", "sae = 3, but"),
-        ("sae: {architecture: nope}", "sae.architecture = 'nope', but input should be 'topk'"),
+        ("sae: {architecture: batchtop}", r"'batchtop', but there is none. Did you mean batchtopk\? There are: "),
         ("model: {layers: [3, 3]}", "model.layers names layer3 twice"),
         ("model: {layers: [-1]}", "model.layers = -1, but"),
         ("model: {layers: []}", "model.layers"),

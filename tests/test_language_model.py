@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from conftest import word_tokenizer
 from safetensors.torch import load_file, save_file
 
-from sae_mlflow.config import ModelSettings
+from sae_mlflow.config import ModelSettings, Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.hookpoints import LanguageModel
 from sae_mlflow.language_model import (
@@ -32,6 +33,12 @@ IDS = torch.arange(2, 34).reshape(2, 16)
 
 def on_cpu(name: str | Path, *layers: int | str) -> ModelSettings:
     return ModelSettings(name=str(name), layers=layers or (0,), device="cpu")
+
+
+def check(model: ModelSettings, architecture: str = "topk") -> ModelShape:
+    return check_model(
+        Settings.model_validate({"model": model, "sae": {"architecture": architecture}})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +107,107 @@ def test_hookpoints_read_together_are_those_read_one_by_one(lm: LanguageModel) -
         assert torch.equal(together[name], lm.activations(IDS, [name])[name])
 
 
+def inputs_by_hooks_of_our_own(model: torch.nn.Module, *names: str) -> dict[str, torch.Tensor]:
+    """What modules really receive in a whole forward pass, by position or as `hidden_states`."""
+    received: dict[str, torch.Tensor] = {}
+
+    def hook(name: str) -> Callable:
+        def keep(_: object, args: tuple, kwargs: dict) -> None:
+            received[name] = (args[0] if args else kwargs["hidden_states"]).clone()
+
+        return keep
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True)
+        for name in names
+    ]
+    with torch.no_grad():
+        model(IDS)
+    for handle in handles:
+        handle.remove()
+    return {name: acts.flatten(0, 1) for name, acts in received.items()}
+
+
+def test_an_input_is_what_the_module_receives(lm: LanguageModel) -> None:
+    """Llama gives a block and an MLP their input by position, attention `hidden_states=`."""
+    names = ["layers.0", "layers.2.self_attn", "layers.2.mlp", "layers.2.mlp.down_proj"]
+    received = inputs_by_hooks_of_our_own(lm.model.model, *names)
+    acts = lm.activations(IDS, [f"{name}:input" for name in names])
+    for name in names:
+        assert torch.equal(acts[f"{name}:input"], received[name])
+    assert acts["layers.2.mlp.down_proj:input"].shape == (32, 48)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "attention", "path"),
+    [
+        ("gpt2", "attn", "h.1"),
+        ("gpt_neox", "attention", "layers.1"),
+        ("opt", "self_attn", "decoder.layers.1"),
+    ],
+)
+def test_an_input_is_read_whatever_the_architecture_calls_its_modules(
+    architecture: str, attention: str, path: str
+) -> None:
+    lm = LanguageModel(tiny(architecture), architecture)
+    theirs = [path, f"{path}.{attention}"]
+    received = inputs_by_hooks_of_our_own(lm.model.base_model, *theirs)
+    ours = ["layers.1:input", f"layers.1.{attention}:input"]
+    acts = lm.activations(IDS, ours)
+    for our_name, their_name in zip(ours, theirs, strict=True):
+        assert torch.equal(acts[our_name], received[their_name])
+
+
+def test_a_blocks_input_is_the_output_of_the_block_before(lm: LanguageModel) -> None:
+    acts = lm.activations(IDS, ["layers.0", "layers.1:input", "embed_tokens", "layers.0:input"])
+    assert torch.equal(acts["layers.1:input"], acts["layers.0"])
+    assert torch.equal(acts["layers.0:input"], acts["embed_tokens"])
+
+
+def test_a_module_is_read_at_both_ends_in_one_pass(lm: LanguageModel) -> None:
+    """The MLP run by hand on what it took in is what it put out."""
+    acts = lm.activations(IDS, ["layers.3.mlp", "layers.3.mlp:input"])
+    with torch.no_grad():
+        output = lm.model.model.layers[3].mlp(acts["layers.3.mlp:input"])
+    torch.testing.assert_close(acts["layers.3.mlp"], output)
+
+
+class Masked(torch.nn.Module):
+    """Calls its part with the mask before the activations."""
+
+    def __init__(self, part: torch.nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: object) -> object:
+        return self.part(mask=torch.zeros(3), hidden_states=hidden_states, **kwargs)
+
+
+class Part(torch.nn.Module):
+    def forward(self, mask: torch.Tensor, hidden_states: torch.Tensor, **_: object) -> object:
+        return hidden_states * 2
+
+
+def test_among_keywords_the_input_is_hidden_states(tiny_model: Path) -> None:
+    lm = load_language_model(on_cpu(tiny_model))
+    lm.model.model.layers[1] = Masked(Part())
+    acts = lm.activations(IDS, ["layers.0", "layers.1.part:input"])
+    assert torch.equal(acts["layers.1.part:input"], acts["layers.0"])
+
+
+def test_a_module_whose_input_alone_is_wanted_does_not_run(lm: LanguageModel) -> None:
+    ran: list[str] = []
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in lm.model.model.named_modules()
+    ]
+    lm.activations(IDS, ["layers.1.mlp:input", "layers.0.mlp:input"])
+    for handle in handles:
+        handle.remove()
+    assert ran[-1] == "layers.1.post_attention_layernorm"
+    assert not any(module._forward_pre_hooks for module in lm.model.modules())
+
+
 def test_nothing_past_the_deepest_hookpoint_is_computed_and_the_model_stays_whole(
     tiny_model: Path,
 ) -> None:
@@ -131,15 +239,15 @@ def test_activations_are_not_changed_by_what_the_model_does_next(lm: LanguageMod
 
 def test_the_shape_comes_from_the_config_alone(copied: Path) -> None:
     (copied / "model.safetensors").unlink()
-    assert check_model(on_cpu(copied, 3)) == ModelShape(4, 32, 202, 64)
+    assert check(on_cpu(copied, 3)) == ModelShape(4, 32, 202, 64)
 
 
 def test_the_embedded_model_is_checked_without_being_fetched(own_cache: Path) -> None:
     model = ModelSettings(layers=(29, "layers.3.mlp.gate_proj"))
-    assert check_model(model).d_model == 576
+    assert check(model).d_model == 576
     assert hookpoint_widths(model, ["layers.3.mlp.gate_proj"]) == {"layers.3.mlp.gate_proj": 1536}
     with pytest.raises(UserError, match=r"30, but smollm2-135m has layers 0\.\.29"):
-        check_model(ModelSettings(layers=(30,)))
+        check(ModelSettings(layers=(30,)))
     assert not own_cache.exists()
 
 
@@ -147,6 +255,32 @@ def test_the_width_of_a_module_is_known_without_the_weights(copied: Path) -> Non
     (copied / "model.safetensors").unlink()
     widths = {"layers.1": 32, "layers.1.mlp.gate_proj": 48, "layers.0.self_attn.v_proj": 16}
     assert hookpoint_widths(on_cpu(copied), widths) == widths
+
+
+def test_the_width_of_an_input_is_known_without_the_weights(copied: Path) -> None:
+    (copied / "model.safetensors").unlink()
+    widths = {
+        "layers.1.mlp:input": 32,
+        "layers.1.mlp": 32,
+        "layers.1.mlp.down_proj:input": 48,
+        "layers.1.mlp.down_proj": 32,
+        "layers.0.self_attn:input": 32,
+        "layers.0:input": 32,
+    }
+    assert hookpoint_widths(on_cpu(copied), widths) == widths
+
+
+def test_a_blocks_two_ends_are_as_wide_as_the_config_says_without_transformers(
+    own_cache: Path,
+) -> None:
+    code = (
+        "import sys; from sae_mlflow.config import ModelSettings;"
+        "from sae_mlflow.language_model import hookpoint_widths;"
+        "print(hookpoint_widths(ModelSettings(), ['layers.3:input', 'layers.3']),"
+        "'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "{'layers.3:input': 576, 'layers.3': 576} False\n"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +298,39 @@ def test_a_layer_that_the_model_has_not_is_refused(
     tiny_model: Path, layer: int | str, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        check_model(on_cpu(tiny_model, layer))
+        check(on_cpu(tiny_model, layer))
+
+
+@pytest.mark.parametrize(
+    ("layer", "architecture", "message"),
+    [
+        (
+            "embed_tokens",
+            "transcoder",
+            r"embed_tokens of .* doesn't take in one activation a token",
+        ),
+        ("rotary_emb", "skip_transcoder", r"doesn't put out one activation a token.*layers\.0\."),
+        (
+            "layers.1.mpl",
+            "transcoder",
+            r"no module 'layers\.1\.mpl'. Did you mean layers\.1\.mlp\?",
+        ),
+        (9, "transcoder", r"9, but .* has layers 0\.\.3"),
+        (1, "crosscoder", r"a crosscoder spans two layers or more, but there is layers\.1 alone"),
+        ("layers.1.mlp:input", "topk", r"is not a module. Name the module alone, 'layers\.1\.mlp'"),
+    ],
+)
+def test_a_layer_that_the_architecture_does_not_work_on_is_refused(
+    tiny_model: Path, layer: int | str, architecture: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        check(on_cpu(tiny_model, layer), architecture)
+
+
+def test_a_layer_is_checked_where_the_architecture_reads_it(tiny_model: Path) -> None:
+    """`embed_tokens` takes in no activations, but an autoencoder reads what it puts out."""
+    assert check(on_cpu(tiny_model, "embed_tokens")).d_model == 32
+    assert check(on_cpu(tiny_model, 0, "layers.1.mlp"), "transcoder").d_model == 32
 
 
 HOSTILE = [
@@ -190,19 +356,19 @@ def test_a_name_that_is_neither_a_folder_nor_a_hub_name_asks_no_network(
 
     monkeypatch.setattr(socket, "getaddrinfo", asked)
     with pytest.raises(UserError, match=r"model\.name = ") as caught:
-        check_model(on_cpu(name))
+        check(on_cpu(name))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 def test_a_folder_that_holds_no_causal_language_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"without a config\.json"):
-        check_model(on_cpu(tmp_path))
+        check(on_cpu(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(UserError, match="is a t5 model, not a causal"):
-        check_model(on_cpu(tmp_path))
+        check(on_cpu(tmp_path))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"can't use its config\.json"):
-        check_model(on_cpu(tmp_path))
+        check(on_cpu(tmp_path))
 
 
 def test_a_folder_without_a_tokenizer_is_refused(copied: Path) -> None:
@@ -301,7 +467,7 @@ class FakeHub(BaseHTTPRequestHandler):
 
 CHECK = """
 import sys, time
-from sae_mlflow.config import ModelSettings
+from sae_mlflow.config import ModelSettings, Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.model_files import locate
 for name in sys.argv[1:]:

@@ -36,9 +36,55 @@ def test_a_layer_has_a_module_path_and_a_label(layer, path, label):
     assert naming.layer_label(layer) == label
 
 
+@pytest.mark.parametrize(
+    ("layers", "label"),
+    [
+        ((10, 15, 20), "layer10-15-20"),
+        ((20, "10", 9), "layer9-10-20"),
+        ((10, "layers.15.mlp"), "layer10-15_mlp"),
+        (("layers.3.mlp", "layers.3.self_attn"), "layer3_mlp-3_self_attn"),
+        (("embed_tokens", 2), "layer2-embed_tokens"),
+        (("embed_tokens", "norm"), "embed_tokens-norm"),
+    ],
+)
+def test_several_layers_have_a_label_that_begins_with_the_first(layers, label):
+    assert naming.joint_label(layers) == label
+    assert naming.layer_label(label) == label  # asked for with --layers, it is found
+
+
+def test_a_label_of_very_many_layers_is_cut_and_stays_its_own():
+    labels = {naming.joint_label(range(n)) for n in range(60, 100)}
+    assert len(labels) == 40
+    assert all(len(label) <= 100 and label.startswith("layer0-1-2-") for label in labels)
+    assert naming.joint_label(range(32)).endswith("-30-31")
+
+
+def test_a_hookpoint_has_a_file_name_that_no_other_has():
+    """A module may be called `mlp-input`, which is what `mlp:input` would be sanitised to."""
+    stems = {
+        "layers.10": "layers.10",
+        "layers.10:input": "layers.10@input",
+        "layers.10.mlp": "layers.10.mlp",
+        "layers.10.mlp:input": "layers.10.mlp@input",
+        "layers.10.mlp-input": "layers.10.mlp-input",
+        "layers.10.mlp_input": "layers.10.mlp_input",
+    }
+    assert {hookpoint: naming.file_stem(hookpoint) for hookpoint in stems} == stems
+    assert {naming.stored_hookpoint(stem): stem for stem in stems.values()} == stems
+    assert naming.file_stem("../../etc:input") == "etc@input"
+
+
+@pytest.mark.parametrize(
+    ("hookpoint", "block"),
+    [("layers.3", 3), ("layers.3:input", 3), ("layers.12.mlp:input", 12), ("norm:input", None)],
+)
+def test_a_hookpoint_lies_in_a_block_whichever_end_it_is(hookpoint, block):
+    assert naming.block_number(hookpoint) == block
+
+
 def test_layers_are_ordered_by_number():
-    labels = ["layer10", "layer9", "embed", "layer10_mlp", "layer2"]
-    expected = ["layer2", "layer9", "layer10", "layer10_mlp", "embed"]
+    labels = ["layer10", "layer9", "embed", "layer10_mlp", "layer9-20", "layer2"]
+    expected = ["layer2", "layer9", "layer9-20", "layer10", "layer10_mlp", "embed"]
     assert sorted(labels, key=naming.layer_order) == expected
 
 
@@ -49,6 +95,10 @@ def test_layers_are_ordered_by_number():
         ("layers.4.mlp", "blocks.4.hook_mlp_out"),
         ("layers.4.self_attn", "blocks.4.hook_attn_out"),
         ("layers.4.mlp.down_proj", "layers.4.mlp.down_proj"),
+        ("layers.4:input", "blocks.4.hook_resid_pre"),
+        ("layers.4.mlp:input", "blocks.4.ln2.hook_normalized"),
+        ("layers.4.self_attn:input", "blocks.4.ln1.hook_normalized"),
+        ("layers.4.mlp.down_proj:input", "layers.4.mlp.down_proj:input"),
     ],
 )
 def test_saelens_gets_the_name_that_it_uses(layer, hook):

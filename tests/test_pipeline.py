@@ -115,6 +115,22 @@ def test_params_never_carry_an_mlproject_parameters_name(layers, parent):
     assert not names & set(parent.params) and not names & set(layers[0].params)
 
 
+EVALUATED = (
+    *("ce_loss_original", "ce_loss_spliced", "ce_loss_zero_ablated", "ce_loss_recovered"),
+    *("kl_divergence", "latents_over_1_percent", "latents_over_10_percent"),
+    *("latents_dead_fraction", "decoder_max_cosine", "encoder_decoder_cosine"),
+    "evaluation_tokens",
+)
+
+
+def test_an_evaluation_of_all_layers_follows_the_last_epoch(store, layers, training):
+    for run, row in zip(layers, training.rows, strict=True):
+        for name in EVALUATED:
+            assert [s for _, s, _ in store.history(run.run_id, [name])] == [3], name
+        assert row.evaluation == {name: run.metrics[name] for name in EVALUATED}
+    assert layers[0].metrics["ce_loss_original"] == layers[1].metrics["ce_loss_original"]
+
+
 def test_every_metric_has_one_value_an_epoch_from_step_one(store, layers):
     names = (
         *("total_loss", "reconstruction_loss", "sparsity_loss", "l0_norm", "fvu"),
@@ -123,7 +139,7 @@ def test_every_metric_has_one_value_an_epoch_from_step_one(store, layers):
         *("val_dead_fraction", "best_val_fvu", "best_epoch"),
     )
     for run in layers:
-        assert set(run.metrics) == set(names)
+        assert set(run.metrics) == {*names, *EVALUATED}
         for name in names:
             steps = [step for _, step, _ in store.history(run.run_id, [name])]
             assert steps == [1, 2, 3], name
@@ -142,6 +158,8 @@ def test_the_artifacts_are_those_of_the_contract(store, layers, parent, tmp_path
         "layer2_mlp_training_history.json",
         "sae/cfg.json",
         "sae/sae_weights.safetensors",
+        "evaluation/density.csv",
+        "evaluation/density.png",
     }
     assert artifacts(store, parent, tmp_path / "parent") == {
         "training_plots/tiny-llama_all_layers_reconstruction_loss.png",
@@ -185,7 +203,7 @@ def test_the_stored_weights_reconstruct_raw_activations_as_well_as_the_run_says(
     for run, acts in zip(
         layers, open_activations(plan_activations(settings, windows)), strict=True
     ):
-        raw = torch.cat(list(acts.held_out_batches(100))).double() / acts.scale
+        raw = torch.cat([b.x for b in acts.held_out_batches(100)]).double() / acts.scale_in
         sae = load_sae(f"runs:/{run.run_id}/sae", tracking_uri=store.uri).double()
         recon = sae(raw)
         fvu = ((raw - recon) ** 2).sum() / ((raw - raw.mean(0)) ** 2).sum()

@@ -1,106 +1,222 @@
-"""The sparse kernels against plain dense autograd, and the top-k against a sort."""
+"""Encoding and decoding of sparse codes, with gradients, against plain dense autograd."""
 
-import numpy as np
 import pytest
 import torch
+from random_saes import assert_agree
 
-from sae_mlflow.sae import sparse
+from sae_mlflow.sae import kernels, sparse
+from sae_mlflow.sae.select import Above, BatchTopK, TopK
+from sae_mlflow.sae.support import DenseSupport, SparseSupport
 
-# batch, d_in, d_sae, k: odd sizes, one row, no row, k = 1, k = d_sae, and sizes at which the
-# two-stage top-k and more than one chunk of rows are used
-SHAPES = [(7, 6, 33, 3), (1, 5, 10, 1), (9, 8, 96, 4), (5, 4, 16, 16), (0, 4, 16, 2)]
-TWO_STAGE = (sparse.CHUNK_ROWS + 5, 8, 192, 5)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# batch, d_in, d_sae, k: odd sizes, one row, no row, k = 1, k = d_sae, a two-stage top-k, and more
+# rows than a chunk has
+SHAPES = [
+    (7, 6, 33, 3),
+    (1, 5, 10, 1),
+    (9, 8, 96, 4),
+    (5, 4, 16, 16),
+    (0, 4, 16, 2),
+    (37, 8, 192, 5),
+]
+RELATIVE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
-def problem(batch, d_in, d_sae, dtype):
-    generator = torch.Generator().manual_seed(0)
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Ten rows at once, so that small batches are several chunks."""
+    monkeypatch.setattr(sparse, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(sparse, "MIN_CHUNK_ROWS", 10)
+
+
+@pytest.fixture(params=["compiled", "standard operators", "dense"])
+def way(request, monkeypatch):
+    """The sparse way in both kinds of kernels, and the dense one, whatever share is kept."""
+    monkeypatch.setattr(sparse, "DENSE_FROM", 0.0 if request.param == "dense" else 1.1)
+    if request.param == "standard operators":
+        monkeypatch.setattr(kernels, "_compiled", lambda tensor: False)
+    return request.param
+
+
+def problem(batch, d_in, d_sae, dtype=torch.float64, seed=0):
+    """x, W_enc, b_enc, W_dec, b_dec."""
+    generator = torch.Generator().manual_seed(seed)
     shapes = [(batch, d_in), (d_in, d_sae), (d_sae,), (d_sae, d_in), (d_in,)]
-    tensors = [torch.randn(*s, generator=generator, dtype=dtype) for s in shapes]
-    weights = torch.randn(batch, d_in, generator=generator, dtype=dtype)
-    return [t.requires_grad_() for t in tensors], weights
+    return [torch.randn(*s, generator=generator).to(dtype).requires_grad_() for s in shapes]
 
 
-def dense_step(x, W_enc, b_enc, W_dec, b_dec, k):
-    pre_acts = (x - b_dec) @ W_enc + b_enc
-    values, indices = pre_acts.topk(k)
-    latents = torch.zeros_like(pre_acts).scatter(1, indices, values.relu())
-    return latents, latents @ W_dec + b_dec
+def rule_and_mask(kind, pre_acts, k):
+    """A rule, and what it keeps of `[batch, d_sae]` by a sort."""
+    pre_acts = pre_acts.detach()
+    match kind:
+        case "topk":
+            kept = torch.zeros_like(pre_acts, dtype=torch.bool)
+            return TopK(k), kept.scatter(1, pre_acts.topk(k).indices, True)
+        case "batchtopk":
+            flat = pre_acts.flatten()
+            best = flat.topk(k * len(pre_acts)).indices
+            kept = torch.zeros_like(flat, dtype=torch.bool).scatter(0, best, True)
+            return BatchTopK(k), kept.view_as(pre_acts) & (pre_acts > 0)
+        case "above":
+            bounds = torch.linspace(-0.5, 2.0, pre_acts.shape[1], dtype=pre_acts.dtype)
+            return Above(bounds), pre_acts > bounds
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [*SHAPES, TWO_STAGE])
-def test_values_and_gradients_are_those_of_the_dense_computation(shape, dtype):
+def recon_of(x, W_enc, b_enc, W_dec, b_dec, rule, centred=True):
+    values, support = sparse.encode(x, W_enc, b_enc, b_dec if centred else None, rule)
+    # a bound lets through what the architecture's own activation then removes
+    latents = values.relu()
+    if isinstance(rule, Above):
+        latents = latents * (values > support.spread(rule.lower))
+    return support.dense(latents), sparse.decode(latents, support, W_dec) + b_dec
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("dtype", RELATIVE)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "above"])
+def test_values_and_gradients_are_those_of_the_dense_computation(kind, shape, dtype, centred, way):
     batch, d_in, d_sae, k = shape
-    tensors, weights = problem(batch, d_in, d_sae, dtype)
-    x, W_enc, b_enc, W_dec, b_dec = tensors
-    expected_latents, expected = dense_step(*tensors, k)
-    expected_grads = torch.autograd.grad((expected * weights).sum(), tensors)
-    latents = sparse.encode_topk(x, W_enc, b_enc, b_dec, k)
-    recon = sparse.decode(latents, W_dec, b_dec)
+    tensors = problem(batch, d_in, d_sae, dtype)
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    x, W_enc, b_enc, W_dec, b_dec = exact
+    weights = torch.linspace(-1, 1, batch * d_in, dtype=torch.float64).view(batch, d_in)
+
+    pre_acts = (x - b_dec if centred else x) @ W_enc + b_enc
+    rule, kept = rule_and_mask(kind, pre_acts, k)
+    if kind == "above":
+        rule = Above(rule.lower.to(dtype))
+    expected_latents = (pre_acts * kept).relu()
+    expected = expected_latents @ W_dec + b_dec
+    expected_grads = torch.autograd.grad((expected * weights).sum(), exact)
+
+    latents, recon = recon_of(*tensors, rule, centred)
     grads = torch.autograd.grad((recon * weights).sum(), tensors)
-    tolerance = (
-        {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
-    )
-    torch.testing.assert_close(latents.dense(), expected_latents, **tolerance)
-    torch.testing.assert_close(recon, expected, **tolerance)
-    for got, wanted in zip(grads, expected_grads, strict=True):
-        torch.testing.assert_close(got, wanted, **tolerance)
+    assert latents.dtype == recon.dtype == dtype
+    assert_agree(latents, expected_latents, RELATIVE[dtype])
+    assert_agree(recon, expected, RELATIVE[dtype])
+    for name, got, wanted in zip(
+        ("x", "W_enc", "b_enc", "W_dec", "b_dec"), grads, expected_grads, strict=True
+    ):
+        assert got.dtype == dtype
+        assert_agree(got, wanted, RELATIVE[dtype], name)
 
 
-def test_the_gradient_agrees_with_finite_differences():
-    tensors, _ = problem(4, 3, 12, torch.float64)
+def test_the_gradient_agrees_with_finite_differences(way):
+    tensors = problem(4, 3, 12)
 
-    def loss(x, W_enc, b_enc, W_dec, b_dec):
-        latents = sparse.encode_topk(x, W_enc, b_enc, b_dec, 3)
-        return (sparse.decode(latents, W_dec, b_dec) - x).square().mean()
+    def loss(x, *parameters):
+        return (recon_of(x, *parameters, TopK(3))[1] - x).square().mean()
 
     assert torch.autograd.gradcheck(loss, tensors, eps=1e-6, atol=1e-6)
 
 
-def test_a_strided_encoder_and_strided_input_give_the_same():
-    tensors, _ = problem(6, 4, 64, torch.float64)
-    x, W_enc, b_enc, _, b_dec = (t.detach() for t in tensors)
-    strided_W = W_enc.t().contiguous().t()
-    strided_x = torch.stack([x, x], dim=2)[:, :, 0]
-    one = sparse.encode_topk(x, W_enc, b_enc, b_dec, 4).dense()
-    other = sparse.encode_topk(strided_x, strided_W, b_enc, b_dec, 4).dense()
-    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "above"])
+def test_strided_input_and_weights_give_the_same(kind, way):
+    tensors = problem(16, 4, 64)
+    rule, _ = rule_and_mask(kind, (tensors[0] - tensors[4]) @ tensors[1] + tensors[2], 4)
+    strided = [
+        torch.stack([t, t], dim=-1)[..., 0].detach().requires_grad_() for t in tensors
+    ]  # every second number of its storage
+    transposed = [t.detach().t().contiguous().t().requires_grad_() for t in tensors]
+    wanted, *others = [recon_of(*ts, rule)[1] for ts in (tensors, strided, transposed)]
+    grads = torch.autograd.grad(wanted.square().sum(), tensors)
+    for recon, ts in zip(others, (strided, transposed), strict=True):
+        assert not all(t.is_contiguous() for t in ts)
+        assert_agree(recon, wanted, 1e-12)
+        got = torch.autograd.grad(recon.square().sum(), ts)
+        assert all(
+            torch.allclose(a, b, rtol=1e-10, atol=1e-10) for a, b in zip(got, grads, strict=True)
+        )
 
 
-@pytest.mark.parametrize(("d_sae", "k"), [(192, 5), (96, 4), (64, 4), (100, 7), (33, 33), (16, 1)])
-def test_topk_keeps_the_values_that_a_sort_puts_first(d_sae, k):
-    rows = np.random.default_rng(1).normal(size=(50, d_sae))
-    values, indices = sparse.topk(torch.tensor(rows), k)
-    np.testing.assert_array_equal(np.sort(values.numpy()), np.sort(rows)[:, -k:])
-    np.testing.assert_array_equal(np.take_along_axis(rows, indices.numpy(), 1), values.numpy())
+@pytest.mark.parametrize("rule", [TopK(3), BatchTopK(3), TopK(8)])
+def test_of_equal_pre_activations_the_kept_ones_learn(rule, way):
+    """Whole numbers, so ties are certain; which of them are kept is free, how many isn't."""
+    generator = torch.Generator().manual_seed(0)
+    whole = [
+        torch.randint(-1, 2, shape, generator=generator).double().requires_grad_()
+        for shape in [(30, 4), (4, 40), (40,), (40, 4), (4,)]
+    ]
+    latents, recon = recon_of(*whole, rule)
+    x, W_enc, b_enc, W_dec, b_dec = whole
+    pre_acts = ((x - b_dec) @ W_enc + b_enc).relu()
+    if isinstance(rule, TopK):
+        best = pre_acts.sort(dim=1, descending=True).values[:, : rule.k]
+        assert torch.equal(latents.sort(dim=1, descending=True).values[:, : rule.k], best)
+        assert ((latents > 0).sum(dim=1) <= rule.k).all()
+    else:
+        best = pre_acts.flatten().sort(descending=True).values[: rule.k * 30]
+        assert torch.equal(latents.flatten().sort(descending=True).values[: rule.k * 30], best)
+        assert (latents > 0).sum() == (best > 0).sum()
+
+    expected = (pre_acts * (latents > 0)) @ W_dec + b_dec
+    assert_agree(recon, expected, 1e-12)
+    wanted = torch.autograd.grad(expected.square().sum(), whole)
+    for got, want in zip(torch.autograd.grad(recon.square().sum(), whole), wanted, strict=True):
+        assert_agree(got, want, 1e-12)
 
 
-@pytest.mark.parametrize("d_sae", [192, 33])
-def test_topk_with_ties_picks_distinct_latents_with_the_right_values(d_sae):
-    rows = torch.randint(0, 3, (40, d_sae), generator=torch.Generator().manual_seed(0)).double()
-    values, indices = sparse.topk(rows, 6)
-    assert all(len(set(row)) == 6 for row in indices.tolist())
-    np.testing.assert_array_equal(values.sort().values, rows.sort().values[:, -6:])
-
-
-def test_fewer_positive_pre_activations_than_k_leave_zeros_without_gradient():
+@pytest.mark.parametrize("rule", [TopK(2), BatchTopK(2)])
+def test_fewer_positive_pre_activations_than_k_leave_zeros_without_gradient(rule, way):
     """One latent has a positive pre-activation, k = 2: the second stays 0 and learns nothing."""
     x = torch.ones(1, 1)
     W_enc = torch.tensor([[1.0, -1.0, -2.0]], requires_grad=True)
-    latents = sparse.encode_topk(x, W_enc, torch.zeros(3), torch.zeros(1), 2)
-    assert latents.dense().tolist() == [[1.0, 0.0, 0.0]]
-    sparse.decode(latents, torch.ones(3, 1), torch.zeros(1)).sum().backward()
+    zeros = torch.zeros(3)
+    latents, recon = recon_of(x, W_enc, zeros, torch.ones(3, 1), torch.zeros(1), rule)
+    assert latents.tolist() == [[1.0, 0.0, 0.0]]
+    recon.sum().backward()
     assert W_enc.grad.tolist() == [[1.0, 0.0, 0.0]]
 
 
-def test_nothing_as_large_as_batch_times_latents_is_kept_for_backward():
-    batch, d_in, d_sae, k = 64, 8, 256, 4
-    tensors, _ = problem(batch, d_in, d_sae, torch.float32)
-    x, W_enc, b_enc, W_dec, b_dec = tensors
-    kept = []
-    hooks = torch.autograd.graph.saved_tensors_hooks(
-        lambda t: kept.append(t.numel()) or t, lambda t: t
+def test_the_way_is_sparse_below_a_share_of_latents_and_dense_from_there_on():
+    x, W_enc, b_enc, _, b_dec = problem(20, 4, 100)
+
+    def way(rule):
+        return type(sparse.encode(x, W_enc, b_enc, b_dec, rule)[1])
+
+    assert way(TopK(14)) is way(BatchTopK(14)) is SparseSupport
+    assert way(TopK(15)) is way(BatchTopK(15)) is DenseSupport
+    assert way(Above(torch.full((100,), 9.0))) is SparseSupport
+    assert way(Above(torch.full((100,), -9.0))) is DenseSupport
+
+
+# -- supports ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def codes():
+    """Three tokens over five latents, the second without any: values, sparse support, dense Z."""
+    values = torch.tensor([2.0, -1.0, 3.0, 4.0])
+    support = SparseSupport(torch.tensor([4, 0, 1, 4]), torch.tensor([0, 2, 2, 4]), 5)
+    dense = torch.tensor(
+        [[-1.0, 0.0, 0.0, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 3.0, 0.0, 0.0, 4.0]]
     )
-    with hooks:
-        sparse.decode(sparse.encode_topk(x, W_enc, b_enc, b_dec, k), W_dec, b_dec)
-    assert kept and max(kept) < batch * d_sae
+    return values, support, dense
+
+
+def test_a_sparse_support_says_what_the_dense_one_says(codes):
+    values, support, dense = codes
+    every = DenseSupport(3, 5)
+    assert torch.equal(support.dense(values), dense)
+    assert support.tokens.tolist() == [0, 0, 2, 2]
+    assert support.fired(values).tolist() == every.fired(dense).tolist()
+    assert support.fired(values).tolist() == [False, True, False, False, True]
+    assert support.l0(values) == every.l0(dense) == 1.0
+    assert support.spread(torch.arange(5.0)).tolist() == [4.0, 0.0, 1.0, 4.0]
+    rows = torch.arange(10.0).view(5, 2)
+    acts = torch.arange(6.0).view(3, 2)
+    assert torch.equal(support.times(values, rows), every.times(dense, rows))
+    assert torch.equal(support.transposed_times(values, acts), every.transposed_times(dense, acts))
+    expected = every.sampled(acts, rows)[support.tokens, support.latents]
+    assert torch.equal(support.sampled(acts, rows), expected)
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 5), (0, 1), (1, 4), (2, 4), (4, 5)])
+def test_columns_are_some_latents_alone(first, end, codes):
+    values, support, dense = codes
+    where, part = support.columns(first, end)
+    assert torch.equal(part.dense(values[where]), dense[:, first:end])
+    where, part = DenseSupport(3, 5).columns(first, end)
+    assert torch.equal(part.dense(dense[where]), dense[:, first:end])

@@ -6,11 +6,18 @@ import pytest
 import torch
 
 from sae_mlflow.config import TrainSettings
+from sae_mlflow.errors import UserError
 from sae_mlflow.metrics import fvu
-from sae_mlflow.sae import TopKSAE
+from sae_mlflow.sae import Batch, Sizes
+from sae_mlflow.sae.jumprelu import JumpReLUSAE
+from sae_mlflow.sae.topk import TopKSAE
 from sae_mlflow.train import EpochRecord, StepRecord, Trainer, default_learning_rate, train
 
 D_IN, D_SAE, K = 8, 32, 3
+
+
+def pair(x):
+    return Batch(x, x)
 
 
 class InMemory:
@@ -31,19 +38,19 @@ class InMemory:
         order = torch.randperm(self.n_train, generator=generator)
         for rows in order.split(batch_tokens):
             if len(rows) == batch_tokens:
-                yield self.train[rows]
+                yield pair(self.train[rows])
 
     def held_out_batches(self, batch_tokens):
-        yield from self.held_out.split(batch_tokens)
+        yield from map(pair, self.held_out.split(batch_tokens))
 
     def sample(self, n, generator):
-        return self.train[torch.randperm(self.n_train, generator=generator)[:n]]
+        return pair(self.train[torch.randperm(self.n_train, generator=generator)[:n]])
 
 
 def run(seed=0, **settings):
     acts = InMemory()
     chosen = TrainSettings(**{"epochs": 8, "batch_tokens": 64, "learning_rate": 1e-2} | settings)
-    trainer = Trainer(TopKSAE(D_IN, D_SAE, K), chosen, acts.n_train)
+    trainer = Trainer(TopKSAE(Sizes(D_IN, D_SAE), K), chosen, acts.n_train)
     records = list(train(trainer, acts, seed))
     return trainer, records, acts
 
@@ -81,18 +88,89 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_seed_others
         assert not torch.equal(value, third.sae.state_dict()[name])
 
 
-def test_the_learning_rate_warms_up_stays_and_decays_over_the_last_fifth():
-    settings = TrainSettings(
-        epochs=10, batch_tokens=10, learning_rate=1.0, warmup_fraction=0.1, decay_fraction=0.2
+def rates_of(**settings):
+    """The learning rate of each of 100 steps; peak 1, warm-up over the first 10."""
+    chosen = TrainSettings(
+        epochs=10, batch_tokens=10, learning_rate=1.0, warmup_fraction=0.1, **settings
     )
-    trainer = Trainer(TopKSAE(D_IN, D_SAE, K), settings, 100)
+    trainer = Trainer(TopKSAE(Sizes(D_IN, D_SAE), K), chosen, 100)
     rates = []
     for step in range(trainer.n_steps):
         trainer.steps_done = step
         rates.append(trainer.learning_rate)
+    return rates
+
+
+def test_the_learning_rate_warms_up_stays_and_decays_over_the_last_fifth():
+    rates = rates_of(decay_fraction=0.2)
     assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
     assert rates[10:81] == [1.0] * 71
     assert rates[80:] == pytest.approx([1 - i / 20 for i in range(20)])
+
+
+def test_a_cosine_falls_by_half_a_wave_and_a_constant_rate_not_at_all():
+    cosine, constant = (
+        rates_of(schedule="cosine", decay_fraction=0.2),
+        rates_of(schedule="constant"),
+    )
+    assert cosine[80] == 1.0
+    assert cosine[90] == pytest.approx(0.5)
+    assert cosine[95] == pytest.approx((1 - math.cos(math.pi / 4)) / 2)
+    assert constant[10:] == [1.0] * 90
+
+
+def test_the_sparsity_penalty_warms_up_apart_from_the_learning_rate():
+    settings = TrainSettings(epochs=10, batch_tokens=10, sparsity_warmup_fraction=0.5)
+    trainer = Trainer(TopKSAE(Sizes(D_IN, D_SAE), K), settings, 100)
+    shares = []
+    for trainer.steps_done in (0, 24, 49, 99):
+        shares.append(trainer.sparsity_warmup)
+    assert shares == pytest.approx([0.02, 0.5, 1.0, 1.0])
+
+
+def test_the_penalty_of_a_step_is_the_warmed_up_one():
+    """Two of three latents fire on each token; coefficient 0.5; the first of two warm-up steps."""
+    sae = JumpReLUSAE(Sizes(1, 3), l0_coefficient=0.5)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.tensor([[1.0, 1.0, -1.0]]))
+    settings = TrainSettings(epochs=1, batch_tokens=10, sparsity_warmup_fraction=0.2)
+    trainer = Trainer(sae, settings, 100)
+    assert trainer.step(pair(torch.rand(10, 1) + 1)).sparsity == pytest.approx(0.5 * 2 / 2)
+
+
+@pytest.mark.parametrize("name", ["adam", "AdamW", "sgd", "RMSprop", "NAdam", "Adafactor"])
+def test_optimizers_of_torch_go_by_their_names(name):
+    trainer, records, _ = run(optimizer=name, epochs=2, learning_rate=1e-3)
+    assert type(trainer._optimizer).__name__.lower() == name.lower()
+    assert math.isfinite(records[-1].metrics["val_fvu"])
+
+
+def test_an_optimizers_own_options_are_passed_on():
+    trainer, *_ = run(epochs=1, optimizer_options={"betas": [0.0, 0.999]})
+    assert trainer._optimizer.defaults["betas"] == (0.0, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "adamm"}, "'adamm' is not in torch. Did you mean adam"),
+        ({"optimizer": "lbfgs"}, "'lbfgs' is not in torch"),
+        ({"optimizer": "muon"}, "'muon' can't be used here"),
+        ({"optimizer_options": {"beta": 1}}, "Adam doesn't take beta. It takes amsgrad, betas"),
+        ({"optimizer_options": {"betas": 7}}, "'adam' can't be used here"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_used_is_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        run(**settings)
+
+
+def test_bfloat16_products_train_much_the_same():
+    _, wide, _ = run(seed=1)
+    _, narrow, _ = run(seed=1, precision="bfloat16")
+    one, other = wide[-1].metrics["val_fvu"], narrow[-1].metrics["val_fvu"]
+    assert one != other
+    assert other == pytest.approx(one, rel=0.1)
 
 
 def test_the_default_rate_follows_the_width():
@@ -104,7 +182,7 @@ def test_decoder_rows_keep_unit_length_and_their_gradient_never_points_along_the
     trainer, _, acts = run(epochs=1)
     norms = trainer.sae.W_dec.norm(dim=1)
     torch.testing.assert_close(norms, torch.ones(D_SAE))
-    trainer.sae.loss(acts.train[:64], trainer.dead).total.backward()
+    trainer.sae.loss(pair(acts.train[:64]), trainer.dead).total.backward()
     trainer.sae.project_gradient()
     along = (trainer.sae.W_dec.grad * trainer.sae.W_dec).sum(dim=1)
     torch.testing.assert_close(along, torch.zeros(D_SAE), atol=1e-7, rtol=0)
@@ -112,7 +190,7 @@ def test_decoder_rows_keep_unit_length_and_their_gradient_never_points_along_the
 
 def test_a_latent_is_dead_once_it_was_silent_for_dead_after_tokens():
     """The third latent points away from every token; the others fire on each."""
-    sae = TopKSAE(1, 3, 3)
+    sae = TopKSAE(Sizes(1, 3), 3)
     with torch.no_grad():
         sae.W_dec.copy_(torch.tensor([[1.0], [1.0], [-1.0]]))
         sae.W_enc.copy_(sae.W_dec.t())
@@ -120,13 +198,13 @@ def test_a_latent_is_dead_once_it_was_silent_for_dead_after_tokens():
     trainer = Trainer(sae, settings, 100)
     dead = []
     for _ in range(3):
-        trainer.step(torch.rand(10, 1) + 1)
+        trainer.step(pair(torch.rand(10, 1) + 1))
         dead.append(trainer.dead.tolist())
     assert dead == [[False] * 3, [False, False, True], [False, False, True]]
 
 
 def test_dead_after_tokens_is_half_an_epoch_and_at_most_ten_million():
-    sae = TopKSAE(D_IN, D_SAE, K)
+    sae = TopKSAE(Sizes(D_IN, D_SAE), K)
     assert Trainer(sae, TrainSettings(batch_tokens=10), 1000).dead_after_tokens == 500
     assert Trainer(sae, TrainSettings(batch_tokens=10), 10**9).dead_after_tokens == 10_000_000
 
@@ -134,8 +212,8 @@ def test_dead_after_tokens_is_half_an_epoch_and_at_most_ten_million():
 def test_the_gradient_is_clipped_as_a_whole():
     _, _, acts = run(epochs=1)
     settings = TrainSettings(epochs=1, batch_tokens=64, gradient_clip=1e-3)
-    trainer = Trainer(TopKSAE(D_IN, D_SAE, K), settings, acts.n_train)
-    trainer.sae.initialise(acts.train, torch.Generator().manual_seed(0))
-    trainer.step(acts.train[:64])
+    trainer = Trainer(TopKSAE(Sizes(D_IN, D_SAE), K), settings, acts.n_train)
+    trainer.sae.initialise(pair(acts.train), torch.Generator().manual_seed(0))
+    trainer.step(pair(acts.train[:64]))
     norm = math.sqrt(sum(p.grad.square().sum().item() for p in trainer.sae.parameters()))
     assert norm == pytest.approx(1e-3, rel=1e-3)

@@ -1,18 +1,59 @@
-"""The architectures. A new one is a file here and a line in `ARCHITECTURES`."""
+"""Sparse autoencoders: `build_sae` to train one, `sae_from_config` for one that was stored."""
 
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+from sae_mlflow.architectures import ARCHITECTURES
 from sae_mlflow.config import SAESettings
-from sae_mlflow.sae.base import SAE, StepLoss
-from sae_mlflow.sae.topk import TopKSAE
+from sae_mlflow.errors import UserError, known
+from sae_mlflow.sae.base import SAE, Batch, Reconstruction, Sizes, StepLoss
 
-__all__ = ["ARCHITECTURES", "SAE", "StepLoss", "TopKSAE", "build_sae"]
-
-ARCHITECTURES: dict[str, type[SAE]] = {"topk": TopKSAE}
+__all__ = ["SAE", "Batch", "Reconstruction", "Sizes", "StepLoss", "build_sae", "sae_from_config"]
 
 
-def build_sae(settings: SAESettings, d_in: int) -> SAE:
-    """An SAE for activations of `d_in` dimensions, its parameters still zero.
+def build_sae(settings: SAESettings, widths_in: Iterable[int], d_out: int | None = None) -> SAE:
+    """An SAE to be trained, its parameters still zero.
+
+    Args:
+        widths_in: dimensions of each hookpoint that is read; only a crosscoder has several.
+        d_out: dimensions of a transcoder's target; None means as many as it reads.
 
     Raises:
-        UserError: `k` is larger than the number of latents.
+        UserError: the settings ask for more latents than there are.
     """
-    return ARCHITECTURES[settings.architecture].from_settings(settings, d_in)
+    widths = tuple(widths_in)
+    sizes = Sizes(
+        d_in=sum(widths),
+        d_sae=settings.width(widths[0]),
+        d_out=(d_out or sum(widths)) if settings.transcodes else None,
+        skip=settings.architecture == "skip_transcoder",
+        widths=widths,
+    )
+    return _class_of(settings.activation).from_settings(settings, sizes)
+
+
+def sae_from_config(config: dict[str, Any]) -> SAE:
+    """An SAE to be loaded, its parameters still zero, from what stands in its `cfg.json`.
+
+    Raises:
+        UserError: the architecture isn't known.
+        KeyError: a hyperparameter is missing.
+    """
+    stored = str(config["architecture"])
+    kind = stored.removesuffix("_transcoder").removesuffix("_skip")
+    if kind not in ARCHITECTURES:
+        raise UserError(f"architecture {stored!r} is not known. Known: {known(ARCHITECTURES)}.")
+    sizes = Sizes(
+        d_in=config["d_in"],
+        d_sae=config["d_sae"],
+        d_out=config["d_out"] if stored.endswith("_transcoder") else None,
+        skip=stored.endswith("_skip_transcoder"),
+    )
+    return _class_of(kind).from_config(config, sizes)
+
+
+def _class_of(name: str) -> type[SAE]:
+    module, _, class_name = ARCHITECTURES[name].rpartition(".")
+    found: type[SAE] = getattr(importlib.import_module(module), class_name)
+    return found

@@ -1,31 +1,61 @@
-"""What every architecture has: parameters, `encode`, `decode`, and the loss of a step."""
+"""What every architecture has: parameters, codes of a batch, their decoding, and a step's loss."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sae_mlflow.config import SAESettings
+from sae_mlflow.sae import sparse
+from sae_mlflow.sae.select import Rule
+from sae_mlflow.sae.support import Support
+
+
+class Batch(NamedTuple):
+    """Scaled activations of some tokens: what an SAE reads, and what it reconstructs."""
+
+    x: Tensor
+    """`[batch, d_in]`."""
+    y: Tensor
+    """`[batch, d_out]`; of an autoencoder the same tensor as x."""
 
 
 @dataclass(frozen=True)
-class StepLoss:
-    """One batch's loss terms, and what the metrics need of the forward pass."""
+class Sizes:
+    """Dimensions of an SAE."""
 
-    total: Tensor
-    """What is minimised: reconstruction + sparsity + auxiliary terms."""
-    reconstruction: Tensor
-    """Mean over tokens and dimensions of the squared error."""
-    sparsity: Tensor
-    """The architecture's penalty; 0 where sparsity is structural."""
+    d_in: int
+    d_sae: int
+    d_out: int | None = None
+    """Of a transcoder: dimensions of its target. None for an autoencoder, whose target is x."""
+    skip: bool = False
+    """Whether a linear map of x is added to the reconstruction (skip transcoders)."""
+    widths: tuple[int, ...] = ()
+    """Of a crosscoder: dimensions of each of its layers, `d_in` in all."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What an SAE makes of a batch."""
+
     recon: Tensor
-    """`[batch, d_in]`, detached."""
+    """`[batch, d_out]`."""
     l0: Tensor
     """Mean number of latents > 0 a token."""
     fired: Tensor
     """`[d_sae]` bool: latents > 0 on some token of the batch."""
+
+
+@dataclass(frozen=True)
+class StepLoss(Reconstruction):
+    """One batch's loss terms, and what the metrics need of the forward pass (detached)."""
+
+    total: Tensor
+    """What is minimised: reconstruction + sparsity + auxiliary terms."""
+    sparsity: Tensor
+    """The architecture's penalty; 0 where sparsity is structural."""
 
 
 class SAE(nn.Module, ABC):
@@ -35,88 +65,165 @@ class SAE(nn.Module, ABC):
     loaded works on raw ones, since the scale is folded into its weights.
     """
 
-    architecture: str
+    kind: ClassVar[str]
+    """Name of its activation function in a stored config: `topk`, `jumprelu`, ..."""
+    unit_norm: ClassVar[bool] = False
+    """Whether an autoencoder's decoder rows are kept at length 1."""
+
     W_enc: nn.Parameter
     """`[d_in, d_sae]`; its transpose is contiguous, as the sparse kernels want it."""
     b_enc: nn.Parameter
     W_dec: nn.Parameter
-    """`[d_sae, d_in]`."""
+    """`[d_sae, d_out]`."""
     b_dec: nn.Parameter
+    W_skip: nn.Parameter | None
+    """`[d_out, d_in]`."""
 
-    def __init__(self, d_in: int, d_sae: int) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.d_in = d_in
-        self.d_sae = d_sae
-        self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in).t())
-        self.b_enc = nn.Parameter(torch.zeros(d_sae))
-        self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.d_in, self.d_sae = sizes.d_in, sizes.d_sae
+        self.d_out = sizes.d_out or sizes.d_in
+        self.transcodes = sizes.d_out is not None
+        self.W_enc = nn.Parameter(torch.zeros(self.d_sae, self.d_in).t())
+        self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
+        self.W_dec = nn.Parameter(torch.zeros(self.d_sae, self.d_out))
+        self.b_dec = nn.Parameter(torch.zeros(self.d_out))
+        skip = nn.Parameter(torch.zeros(self.d_out, self.d_in)) if sizes.skip else None
+        self.register_parameter("W_skip", skip)
+
+    # -- making one ---------------------------------------------------------------------------
 
     @classmethod
     @abstractmethod
-    def from_settings(cls, settings: SAESettings, d_in: int) -> "SAE":
-        """One to be trained; raises a UserError where the settings don't fit `d_in`."""
+    def from_settings(cls, settings: SAESettings, sizes: Sizes) -> "SAE":
+        """One to be trained, its parameters still zero."""
 
     @classmethod
     @abstractmethod
-    def from_config(cls, config: dict[str, Any]) -> "SAE":
-        """One to be loaded: from the sizes and `hyperparameters` that stand in a `cfg.json`."""
+    def from_config(cls, config: dict[str, Any], sizes: Sizes) -> "SAE":
+        """One to be loaded: from the `hyperparameters` that stand in a `cfg.json`."""
 
     @torch.no_grad()
-    def initialise(self, sample: Tensor, generator: torch.Generator) -> None:
-        """Random unit decoder rows, the encoder their transpose, `b_dec` the sample's mean.
+    def initialise(self, sample: Batch, generator: torch.Generator) -> None:
+        """Random unit directions in the encoder, the decoder their transpose, `b_dec` y's mean.
+
+        A transcoder's decoder starts at 0 (Paulo et al. 2025).
 
         Args:
-            sample: scaled activations `[n, d_in]`.
+            sample: scaled activations of some tokens.
             generator: on the CPU, so that a seed means the same weights on every device.
         """
         rows = torch.randn(self.d_sae, self.d_in, generator=generator)
         rows /= rows.norm(dim=1, keepdim=True)
-        self.W_dec.copy_(rows)
         self.W_enc.copy_(rows.t())
-        self.b_enc.zero_()
-        self.b_dec.copy_(sample.double().mean(dim=0))
+        if not self.transcodes:
+            self.W_dec.copy_(rows)
+        self.b_dec.copy_(sample.y.double().mean(dim=0))
+
+    # -- using one ----------------------------------------------------------------------------
 
     @abstractmethod
+    def codes(self, x: Tensor) -> tuple[Tensor, Support]:
+        """Latents of x `[batch, d_in]`, and where they belong; what a trained SAE gives."""
+
     def encode(self, acts: Tensor) -> Tensor:
         """Latents `[..., d_sae]` of activations `[..., d_in]`."""
+        latents, support = self.codes(acts.reshape(-1, self.d_in))
+        return support.dense(latents).view(*acts.shape[:-1], self.d_sae)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Reconstruction `[..., d_in]` of latents `[..., d_sae]`."""
-        return latents @ self.W_dec + self.b_dec
+    def decode(self, latents: Tensor, acts: Tensor | None = None) -> Tensor:
+        """Reconstruction `[..., d_out]` of latents `[..., d_sae]`.
+
+        Args:
+            acts: `[..., d_in]`; a skip transcoder adds their image.
+        """
+        return self._with_bias(latents @ self.W_dec, acts)
 
     def forward(self, acts: Tensor) -> Tensor:
-        return self.decode(self.encode(acts))
+        latents, support = self.codes(acts.reshape(-1, self.d_in))
+        recon = self._decoded(latents, support, acts.reshape(-1, self.d_in))
+        return recon.view(*acts.shape[:-1], self.d_out)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Reconstruction:
+        """What it makes of x `[batch, d_in]` once it is trained."""
+        latents, support = self.codes(x)
+        recon = self._decoded(latents, support, x)
+        return Reconstruction(recon, support.l0(latents), support.fired(latents))
+
+    # -- training one -------------------------------------------------------------------------
 
     @abstractmethod
-    def loss(self, x: Tensor, dead: Tensor) -> StepLoss:
-        """The loss on scaled activations `[batch, d_in]`.
+    def loss(self, batch: Batch, dead: Tensor, sparsity_warmup: float = 1.0) -> StepLoss:
+        """The loss on scaled activations.
 
         Args:
             dead: `[d_sae]` bool, the latents that count as dead before this step.
+            sparsity_warmup: 0 to 1, how much of its coefficient the sparsity penalty has by now.
         """
 
     @torch.no_grad()
     def project_gradient(self) -> None:
         """Remove from each decoder row's gradient what would only change the row's length."""
-        grad = self.W_dec.grad
-        assert grad is not None
-        grad.addcmul_((grad * self.W_dec).sum(dim=1, keepdim=True), self.W_dec, value=-1)
+        if self.unit_norm and not self.transcodes:
+            grad = self.W_dec.grad
+            assert grad is not None
+            along = torch.linalg.vecdot(grad, self.W_dec)
+            grad.addcmul_(along[:, None], self.W_dec, value=-1)
 
     @torch.no_grad()
-    def normalise_decoder(self) -> None:
-        """Bring each decoder row back to unit length."""
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+    def constrain(self) -> None:
+        """Bring the parameters back to where they have to be after a step."""
+        if self.unit_norm and not self.transcodes:
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+    # -- storing one --------------------------------------------------------------------------
+
+    @property
+    def architecture(self) -> str:
+        """Its name in a stored config."""
+        if not self.transcodes:
+            return self.kind
+        return f"{self.kind}_transcoder" if self.W_skip is None else f"{self.kind}_skip_transcoder"
 
     @torch.no_grad()
-    def fold_scale(self, scale: float) -> dict[str, Tensor]:
-        """The parameters that do to raw activations a what these do to x = scale * a."""
+    def fold_scale(self, scale_in: Tensor, scale_out: Tensor) -> dict[str, Tensor]:
+        """The parameters that do to raw activations a what these do to x = scale * a.
+
+        Args:
+            scale_in: `[d_in]`, of what is read.
+            scale_out: `[d_out]`, of what is reconstructed.
+        """
         state = {name: p.detach().clone() for name, p in self.state_dict().items()}
-        state["W_enc"] *= scale
-        state["W_dec"] /= scale
-        state["b_dec"] /= scale
+        to_x, to_y = (scale.to(self.W_enc.device) for scale in (scale_in, scale_out))
+        state["W_enc"] = (state["W_enc"] * to_x[:, None]).to(self.W_enc.dtype)
+        for name in ("W_dec", "b_dec"):
+            state[name] = (state[name] / to_y).to(self.W_dec.dtype)
+        if "W_skip" in state:
+            skip = state["W_skip"] * to_x / to_y[:, None]
+            state["W_skip"] = skip.to(self.W_enc.dtype)
         return state
 
     def hyperparameters(self) -> dict[str, Any]:
         """What, beside the sizes, has to be known to build this SAE again."""
         return {}
+
+    # -- for the architectures ----------------------------------------------------------------
+
+    @property
+    def centre(self) -> Tensor | None:
+        """What is subtracted from x before encoding; nothing in a transcoder."""
+        return None if self.transcodes else self.b_dec
+
+    def _kept(self, x: Tensor, rule: Rule) -> tuple[Tensor, Support]:
+        """The pre-activations that a rule keeps, and where they belong."""
+        return sparse.encode(x, self.W_enc, self.b_enc, self.centre, rule)
+
+    def _decoded(self, latents: Tensor, support: Support, x: Tensor) -> Tensor:
+        return self._with_bias(sparse.decode(latents, support, self.W_dec), x)
+
+    def _with_bias(self, product: Tensor, x: Tensor | None) -> Tensor:
+        if self.W_skip is None:
+            return product + self.b_dec
+        assert x is not None, "a skip transcoder's reconstruction needs its input"
+        return product + self.b_dec + x @ self.W_skip.t()

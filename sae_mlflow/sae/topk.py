@@ -2,86 +2,72 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sae_mlflow.config import SAESettings
-from sae_mlflow.sae import sparse
-from sae_mlflow.sae.base import SAE, StepLoss
+from sae_mlflow.sae.auxk import auxk_loss
+from sae_mlflow.sae.base import SAE, Batch, Sizes, StepLoss
+from sae_mlflow.sae.select import Rule, TopK
+from sae_mlflow.sae.support import Support
 
 
 class TopKSAE(SAE):
-    """z keeps the k largest pre-activations `(x - b_dec) W_enc + b_enc`, then relu."""
+    """z keeps the k largest pre-activations `(x - b_dec) W_enc + b_enc` of a token, then relu."""
 
-    architecture = "topk"
+    kind = "topk"
+    unit_norm = True
 
     def __init__(
-        self,
-        d_in: int,
-        d_sae: int,
-        k: int,
-        aux_k: int | None = None,
-        aux_k_coefficient: float = 1 / 32,
+        self, sizes: Sizes, k: int, aux_k: int | None = None, aux_k_coefficient: float = 1 / 32
     ) -> None:
-        super().__init__(d_in, d_sae)
+        """
+        Args:
+            aux_k: dead latents that AuxK revives at once; None means half of d_out.
+            aux_k_coefficient: weight of AuxK; 0 turns it off.
+        """
+        super().__init__(sizes)
         self.k = k
-        self.aux_k = aux_k or max(d_in // 2, 1)
+        self.aux_k = aux_k or max(self.d_out // 2, 1)
         self.aux_k_coefficient = aux_k_coefficient
 
     @classmethod
-    def from_settings(cls, settings: SAESettings, d_in: int) -> "TopKSAE":
-        d_sae = settings.width(d_in)
-        return cls(d_in, d_sae, settings.k, settings.aux_k, settings.aux_k_coefficient)
+    def from_settings(cls, settings: SAESettings, sizes: Sizes) -> "TopKSAE":
+        return cls(sizes, settings.k, settings.aux_k, settings.aux_k_coefficient)
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "TopKSAE":
-        return cls(config["d_in"], config["d_sae"], config["k"])
+    def from_config(cls, config: dict[str, Any], sizes: Sizes) -> "TopKSAE":
+        return cls(sizes, config["k"])
 
-    def encode_sparse(self, acts: Tensor) -> sparse.SparseLatents:
-        """Latents of activations `[batch, d_in]`, as the k that may be non-zero."""
-        return sparse.encode_topk(acts, self.W_enc, self.b_enc, self.b_dec, self.k)
+    @property
+    def training_rule(self) -> Rule:
+        """What is kept of a batch in training."""
+        return TopK(self.k)
 
-    def encode(self, acts: Tensor) -> Tensor:
-        latents = self.encode_sparse(acts.reshape(-1, self.d_in)).dense()
-        return latents.view(*acts.shape[:-1], self.d_sae)
+    def codes(self, x: Tensor) -> tuple[Tensor, Support]:
+        pre_acts, support = self._kept(x, TopK(self.k))
+        return pre_acts.relu(), support
 
-    def loss(self, x: Tensor, dead: Tensor) -> StepLoss:
-        latents = self.encode_sparse(x)
-        recon = sparse.decode(latents, self.W_dec, self.b_dec)
-        error = x - recon
-        reconstruction = error.square().mean()
-        aux = self._aux_loss(x, error.detach(), dead)
-        firing = latents.values.detach() > 0
-        fired = torch.zeros(self.d_sae, dtype=torch.bool, device=x.device)
-        fired[latents.indices[firing]] = True
+    def loss(self, batch: Batch, dead: Tensor, sparsity_warmup: float = 1.0) -> StepLoss:
+        pre_acts, support = self._kept(batch.x, self.training_rule)
+        latents = pre_acts.relu()
+        recon, missed = self._missed(latents, support, batch)
+        total = missed
+        if self.aux_k_coefficient:
+            error = batch.y - recon
+            aux = auxk_loss(self, batch.x, batch.y, error, dead, self.aux_k)
+            total = total + self.aux_k_coefficient * aux
         return StepLoss(
-            total=reconstruction + aux,
-            reconstruction=reconstruction.detach(),
-            sparsity=x.new_zeros(()),
-            recon=recon.detach(),
-            l0=firing.sum(dim=1, dtype=x.dtype).mean(),
-            fired=fired,
+            recon=recon,
+            l0=support.l0(latents),
+            fired=support.fired(latents),
+            total=total,
+            sparsity=total.new_zeros(()),
         )
 
-    def _aux_loss(self, x: Tensor, error: Tensor, dead: Tensor) -> Tensor:
-        """AuxK: the dead latents with the largest pre-activations learn to explain the error."""
-        dead_latents = dead.nonzero().squeeze(1)
-        n_dead = dead_latents.numel()
-        if not n_dead or not self.aux_k_coefficient:
-            return x.new_zeros(())
-        pre_acts = torch.addmm(
-            self.b_enc[dead_latents], x - self.b_dec, self.W_enc.t()[dead_latents].t()
-        )
-        values, places = pre_acts.topk(min(self.aux_k, n_dead), sorted=False)
-        latents = torch.zeros_like(pre_acts).scatter(1, places, values.relu())
-        missed = (error - latents @ self.W_dec[dead_latents]).square().mean()
-        weight = self.aux_k_coefficient * min(n_dead / self.aux_k, 1.0)
-        return (weight * _variance(x) * missed / _variance(error)).nan_to_num(0.0)
+    def _missed(self, latents: Tensor, support: Support, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The reconstruction, detached, and the loss of it."""
+        recon = self._decoded(latents, support, batch.x)
+        return recon.detach(), (batch.y - recon).square().mean()
 
     def hyperparameters(self) -> dict[str, Any]:
         return {"k": self.k}
-
-
-def _variance(x: Tensor) -> Tensor:
-    """Mean over tokens and dimensions of the squared distance to the tokens' mean."""
-    return (x - x.mean(dim=0)).square().mean()

@@ -1,0 +1,58 @@
+"""Optimizers of torch, by name."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sae_mlflow.errors import UserError, known
+
+# need a closure, or gradients of another layout
+_UNFIT = {"LBFGS", "SparseAdam", "Optimizer"}
+
+
+def make_optimizer(
+    name: str, options: Mapping[str, Any], parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """An optimizer whose learning rate is set before each step; fused where torch has that.
+
+    Raises:
+        UserError: torch has none of that name, or it doesn't take these options or parameters.
+    """
+    optimizer = _find(name)
+    takes = inspect.signature(optimizer).parameters
+    chosen = {"lr": 0.0} | ({"fused": True} if "fused" in takes else {}) | dict(options)
+    unknown = sorted(chosen.keys() - takes.keys())
+    if unknown:
+        raise UserError(
+            f"train.optimizer_options: {optimizer.__name__} doesn't take {known(unknown)}. "
+            f"It takes {known(sorted(takes.keys() - {'params', 'lr', 'fused'}))}."
+        )
+    try:
+        return optimizer(parameters, **chosen)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"train.optimizer = {name!r} can't be used here: {error}.") from None
+
+
+def check_optimizer(name: str, options: Mapping[str, Any]) -> None:
+    """Raise the UserError that `make_optimizer` would, before anything is trained."""
+    make_optimizer(name, options, [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, 2))])
+
+
+def _find(name: str) -> Any:
+    there = {
+        n.lower(): found
+        for n, found in vars(torch.optim).items()
+        if inspect.isclass(found)
+        and issubclass(found, torch.optim.Optimizer)
+        and n not in _UNFIT
+        and "lr" in inspect.signature(found).parameters
+    }
+    if name.lower() in there:
+        return there[name.lower()]
+    near = difflib.get_close_matches(name.lower(), there, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise UserError(f"train.optimizer = {name!r} is not in torch. {hint}There are: {known(there)}.")

@@ -1,0 +1,49 @@
+"""Crosscoder: Lindsey et al. 2024 (Anthropic). One set of latents for several layers."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_mlflow.config import SAESettings
+from sae_mlflow.sae.base import Sizes
+from sae_mlflow.sae.standard import StandardSAE, l1_coefficient
+
+
+class CrosscoderSAE(StandardSAE):
+    """z = relu(sum_l x_l W_enc^l + b); + lambda sum_i z_i sum_l ||W_dec,i^l||.
+
+    x is the layers' activations side by side, `[batch, d_1 + ... + d_L]`, and so is what is
+    reconstructed; the loss is the sum of the layers' mean squared errors.
+    """
+
+    kind = "crosscoder"
+
+    def __init__(self, sizes: Sizes, l1_coefficient: float = 0.0) -> None:
+        super().__init__(sizes, l1_coefficient)
+        assert sum(sizes.widths) == sizes.d_in
+        self.widths = sizes.widths
+
+    @classmethod
+    def from_settings(cls, settings: SAESettings, sizes: Sizes) -> "CrosscoderSAE":
+        return cls(sizes, l1_coefficient(settings, sizes.widths[0]))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], sizes: Sizes) -> "CrosscoderSAE":
+        return cls(replace(sizes, widths=tuple(config["widths"])))
+
+    @property
+    def centre(self) -> None:
+        return None
+
+    def decoder_lengths(self) -> Tensor:
+        parts = self.W_dec.split(self.widths, dim=1)
+        return torch.stack([part.norm(dim=1) for part in parts]).sum(dim=0)
+
+    def reconstruction_loss(self, error: Tensor) -> Tensor:
+        parts = error.split(self.widths, dim=1)
+        return torch.stack([part.square().mean() for part in parts]).sum()
+
+    def hyperparameters(self) -> dict[str, Any]:
+        return {"widths": list(self.widths)}

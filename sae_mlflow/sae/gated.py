@@ -1,0 +1,75 @@
+"""Gated: Rajamanoharan et al. 2024, Improving dictionary learning with gated SAEs (2404.16014)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sae_mlflow.config import SAESettings
+from sae_mlflow.sae import sparse
+from sae_mlflow.sae.base import SAE, Batch, Sizes, StepLoss
+from sae_mlflow.sae.select import Above
+from sae_mlflow.sae.standard import l1_coefficient
+from sae_mlflow.sae.support import Support
+
+
+class GatedSAE(SAE):
+    """Which latents fire is decided by one path, how strongly by another with the same directions.
+
+    z = 1[p_g > 0] relu((p_g - b_gate) exp(r_mag) + b_mag), p_g = (x - b_dec) W_enc + b_gate. The
+    penalty falls on relu(p_g), so it doesn't shrink z; a reconstruction from relu(p_g), through a
+    decoder that doesn't learn from it, keeps the gate honest.
+    """
+
+    kind = "gated"
+    b_gate: nn.Parameter
+    b_mag: nn.Parameter
+    r_mag: nn.Parameter
+
+    def __init__(self, sizes: Sizes, l1_coefficient: float = 0.0) -> None:
+        super().__init__(sizes)
+        del self.b_enc
+        self.b_gate = nn.Parameter(torch.zeros(self.d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(self.d_sae))
+        self.r_mag = nn.Parameter(torch.zeros(self.d_sae))
+        self.l1_coefficient = l1_coefficient
+
+    @classmethod
+    def from_settings(cls, settings: SAESettings, sizes: Sizes) -> "GatedSAE":
+        return cls(sizes, l1_coefficient(settings, sizes.d_in))
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], sizes: Sizes) -> "GatedSAE":
+        return cls(sizes)
+
+    def codes(self, x: Tensor) -> tuple[Tensor, Support]:
+        gates, support = self._gates(x)
+        return self._latents(gates, support), support
+
+    def loss(self, batch: Batch, dead: Tensor, sparsity_warmup: float = 1.0) -> StepLoss:
+        gates, support = self._gates(batch.x)
+        latents = self._latents(gates, support)
+        recon = self._decoded(latents, support, batch.x)
+        open_gates = gates.relu()
+        from_gates = sparse.decode(open_gates, support, self.W_dec.detach()) + self.b_dec.detach()
+        lengths = support.spread(self.W_dec.norm(dim=1))
+        penalty = (open_gates * lengths).sum() / max(support.n_tokens, 1)
+        sparsity = self.l1_coefficient * sparsity_warmup * penalty
+        auxiliary = (batch.y - from_gates).square().mean()
+        return StepLoss(
+            recon=recon.detach(),
+            l0=support.l0(latents),
+            fired=support.fired(latents),
+            total=(batch.y - recon).square().mean() + sparsity + auxiliary,
+            sparsity=sparsity.detach(),
+        )
+
+    def _gates(self, x: Tensor) -> tuple[Tensor, Support]:
+        """p_g where it is over 0."""
+        rule = Above(torch.zeros_like(self.b_gate))
+        return sparse.encode(x, self.W_enc, self.b_gate, self.centre, rule)
+
+    def _latents(self, gates: Tensor, support: Support) -> Tensor:
+        shared = gates - support.spread(self.b_gate)
+        magnitudes = shared * support.spread(self.r_mag.exp()) + support.spread(self.b_mag)
+        return magnitudes.relu() * (gates > 0)

@@ -1,0 +1,130 @@
+"""JumpReLU: Rajamanoharan et al. 2024, Jumping ahead (2407.14435)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sae_mlflow.config import SAESettings
+from sae_mlflow.sae.base import SAE, Batch, Sizes, StepLoss
+from sae_mlflow.sae.select import Above
+from sae_mlflow.sae.support import Support
+
+INITIAL_THRESHOLD = 0.01
+
+
+class JumpReLUSAE(SAE):
+    """z = p where the pre-activation p is over its latent's threshold, else 0.
+
+    The number of latents that fire is penalised itself; thresholds learn by straight-through
+    gradients, from pre-activations within half a bandwidth of them. As in the paper nothing is done
+    about dead latents but the penalty's warm-up.
+    """
+
+    kind = "jumprelu"
+    unit_norm = True
+    threshold: nn.Parameter
+    """`[d_sae]`, >= 0."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        l0_coefficient: float = 0.0,
+        bandwidth: float = 0.05,
+        target_l0: float | None = None,
+    ) -> None:
+        """
+        Args:
+            l0_coefficient: loss of one latent that fires, or of missing `target_l0` by 100%.
+            bandwidth: width of the window, in pre-activation units, in which thresholds learn.
+            target_l0: the L0 to be reached; None penalises L0 itself.
+        """
+        super().__init__(sizes)
+        self.threshold = nn.Parameter(torch.full((self.d_sae,), INITIAL_THRESHOLD))
+        self.l0_coefficient = l0_coefficient
+        self.bandwidth = bandwidth
+        self.target_l0 = target_l0
+
+    @classmethod
+    def from_settings(cls, settings: SAESettings, sizes: Sizes) -> "JumpReLUSAE":
+        coefficient = settings.l0_coefficient
+        if coefficient is None:
+            coefficient = default_coefficient(settings.target_l0)
+        return cls(sizes, coefficient, settings.bandwidth, settings.target_l0)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], sizes: Sizes) -> "JumpReLUSAE":
+        return cls(sizes)
+
+    def codes(self, x: Tensor) -> tuple[Tensor, Support]:
+        # max: p in (threshold, 0] of a threshold that somebody else stored below 0 is no latent
+        pre_acts, support = self._kept(x, Above(self.threshold.clamp_min(0.0)))
+        return pre_acts * (pre_acts > support.spread(self.threshold).clamp_min(0.0)), support
+
+    def loss(self, batch: Batch, dead: Tensor, sparsity_warmup: float = 1.0) -> StepLoss:
+        lowest = self.threshold.detach() - self.bandwidth / 2
+        pre_acts, support = self._kept(batch.x, Above(lowest))
+        threshold = support.spread(self.threshold)
+        latents = _Jump.apply(pre_acts, threshold, self.bandwidth)
+        recon = self._decoded(latents, support, batch.x)
+        l0 = _Step.apply(pre_acts, threshold, self.bandwidth).sum() / max(support.n_tokens, 1)
+        miss = l0 if self.target_l0 is None else (l0 / self.target_l0 - 1).square()
+        sparsity = self.l0_coefficient * sparsity_warmup * miss
+        return StepLoss(
+            recon=recon.detach(),
+            l0=support.l0(latents),
+            fired=support.fired(latents),
+            total=(batch.y - recon).square().mean() + sparsity,
+            sparsity=sparsity.detach(),
+        )
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        super().constrain()
+        self.threshold.clamp_min_(0.0)
+
+
+def default_coefficient(target_l0: float | None) -> float:
+    """Weight of the penalty: per latent that fires, or of the squared miss of a target."""
+    return 1e-3 if target_l0 is None else 0.1
+
+
+class _Jump(torch.autograd.Function):
+    """p where p > threshold; the threshold's gradient by a rectangle kernel (eq. 11)."""
+
+    @staticmethod
+    def forward(ctx: Any, pre_acts: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre_acts, threshold)
+        ctx.bandwidth = bandwidth
+        return pre_acts * (pre_acts > threshold)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        pre_acts, threshold = ctx.saved_tensors
+        grad_threshold = grad * _near(pre_acts, threshold, ctx.bandwidth) * threshold
+        return (
+            grad * (pre_acts > threshold),
+            grad_threshold.sum_to_size(threshold.shape) / -ctx.bandwidth,
+            None,
+        )
+
+
+class _Step(torch.autograd.Function):
+    """1 where p > threshold; the threshold's gradient by a rectangle kernel (eq. 12)."""
+
+    @staticmethod
+    def forward(ctx: Any, pre_acts: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre_acts, threshold)
+        ctx.bandwidth = bandwidth
+        return (pre_acts > threshold).to(pre_acts.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        pre_acts, threshold = ctx.saved_tensors
+        grad_threshold = grad * _near(pre_acts, threshold, ctx.bandwidth)
+        return None, grad_threshold.sum_to_size(threshold.shape) / -ctx.bandwidth, None
+
+
+def _near(pre_acts: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """The rectangle kernel: 1 within half a bandwidth of the threshold."""
+    return ((pre_acts - threshold).abs() < bandwidth / 2).to(pre_acts.dtype)

@@ -1,0 +1,72 @@
+"""The four operations on sparse codes: compiled on the CPU, standard operators elsewhere.
+
+Both ways give the same numbers up to the order of sums. Codes are ragged, as in `support`.
+"""
+
+import torch
+from torch import Tensor
+
+from sae_mlflow.sae import cpu
+
+_COMPILED = {torch.float32, torch.float64}
+
+
+def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, exactly, in no order: values and latents `[batch, k]`."""
+    if _compiled(pre_acts):
+        return cpu.topk(pre_acts, k)
+    values, latents = pre_acts.topk(k, sorted=False)
+    return values, latents
+
+
+def above(pre_acts: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values and latents `[nnz]` over each latent's bound, row by row, and how many a row.
+
+    Args:
+        pre_acts: `[batch, d_sae]`.
+        lower: `[d_sae]`.
+    """
+    if _compiled(pre_acts):
+        return cpu.above(pre_acts, lower)
+    mask = pre_acts > lower
+    return pre_acts[mask], mask.nonzero()[:, 1], mask.sum(dim=1)
+
+
+def by_latent(latents: Tensor, starts: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The codes sorted by latent, tokens in order: starts `[d_sae + 1]`, tokens, places `[nnz]`."""
+    if latents.device.type == "cpu":
+        return cpu.by_latent(latents, starts, d_sae)
+    places = latents.sort(stable=True).indices
+    latent_starts = latents.new_zeros(d_sae + 1)
+    latent_starts[1:] = torch.bincount(latents, minlength=d_sae).cumsum(0)
+    tokens = torch.arange(len(starts) - 1, device=latents.device).repeat_interleave(starts.diff())
+    return latent_starts, tokens[places], places
+
+
+def weighted_rows(values: Tensor, members: Tensor, starts: Tensor, rows: Tensor) -> Tensor:
+    """Sum of `values[i] * rows[members[i]]` from `starts[n]` to `starts[n + 1]`: `[n, d]`."""
+    values = values.to(rows.dtype)
+    if _compiled(rows):
+        return cpu.weighted_rows(values, members, starts, rows)
+    shape = (len(starts) - 1, rows.shape[0])
+    sparse = torch.sparse_csr_tensor(starts, members, values, shape, check_invariants=False)
+    return sparse @ rows
+
+
+def row_dots(grad: Tensor, rows: Tensor, members: Tensor, starts: Tensor) -> Tensor:
+    """`grad[n] . rows[members[i]]` for every i from `starts[n]` to `starts[n + 1]`: `[nnz]`."""
+    grad = grad.to(rows.dtype)
+    if _compiled(rows):
+        return cpu.row_dots(grad, rows, members, starts)
+    if not len(members):
+        return rows.new_empty(0)
+    token = torch.arange(len(starts) - 1, device=rows.device).repeat_interleave(starts.diff())
+    # the kernel behind embedding_bag's own backward: no gathered [nnz, d] is made
+    dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        grad, rows, members, starts[:-1], token, 0, -1
+    )
+    return dots
+
+
+def _compiled(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype in _COMPILED

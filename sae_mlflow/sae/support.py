@@ -1,0 +1,140 @@
+"""Which latents a batch's values belong to: a ragged list where few fire, all where many do.
+
+An architecture's loss is written once, over a flat tensor of values; the support says what each
+value's latent is. Outside a sparse support a latent is zero and learns nothing.
+"""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_mlflow.sae import kernels
+
+
+class Support(ABC):
+    """The places of a batch's values."""
+
+    n_tokens: int
+    d_sae: int
+
+    @abstractmethod
+    def spread(self, per_latent: Tensor) -> Tensor:
+        """`[d_sae]` brought to the values' shape: to each value its latent's number."""
+
+    @abstractmethod
+    def dense(self, values: Tensor) -> Tensor:
+        """The values as `[batch, d_sae]`."""
+
+    @abstractmethod
+    def times(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Z rows, `[batch, d]`: Z `[batch, d_sae]` has the values; rows are `[d_sae, d]`."""
+
+    @abstractmethod
+    def transposed_times(self, values: Tensor, dense: Tensor) -> Tensor:
+        """Z^T dense, `[d_sae, d]`: dense is `[batch, d]`."""
+
+    @abstractmethod
+    def sampled(self, dense: Tensor, rows: Tensor) -> Tensor:
+        """dense rows^T where the support is, in the values' shape."""
+
+    @abstractmethod
+    def columns(self, first: int, end: int) -> "tuple[Any, Support]":
+        """The latents from first to before end: an index into values, and their own support."""
+
+    @abstractmethod
+    def fired(self, latents: Tensor) -> Tensor:
+        """`[d_sae]` bool: latents > 0 on some token."""
+
+    def l0(self, latents: Tensor) -> Tensor:
+        """Mean over tokens of the number of latents > 0."""
+        return (latents.detach() > 0).sum() / max(self.n_tokens, 1)
+
+
+class DenseSupport(Support):
+    """Every latent of every token: values are `[batch, d_sae]`."""
+
+    def __init__(self, n_tokens: int, d_sae: int) -> None:
+        self.n_tokens = n_tokens
+        self.d_sae = d_sae
+
+    def spread(self, per_latent: Tensor) -> Tensor:
+        return per_latent
+
+    def dense(self, values: Tensor) -> Tensor:
+        return values
+
+    def times(self, values: Tensor, rows: Tensor) -> Tensor:
+        return values @ rows
+
+    def transposed_times(self, values: Tensor, dense: Tensor) -> Tensor:
+        return values.t() @ dense
+
+    def sampled(self, dense: Tensor, rows: Tensor) -> Tensor:
+        return dense @ rows.t()
+
+    def columns(self, first: int, end: int) -> tuple[Any, Support]:
+        return (slice(None), slice(first, end)), DenseSupport(self.n_tokens, end - first)
+
+    def fired(self, latents: Tensor) -> Tensor:
+        return (latents.detach() > 0).any(dim=0)
+
+
+class SparseSupport(Support):
+    """Some latents of each token: token b's are `latents[starts[b]:starts[b + 1]]`, distinct."""
+
+    def __init__(self, latents: Tensor, starts: Tensor, d_sae: int) -> None:
+        """
+        Args:
+            latents: int64 `[nnz]`.
+            starts: int64 `[batch + 1]`.
+        """
+        self.latents = latents
+        self.starts = starts
+        self.n_tokens = len(starts) - 1
+        self.d_sae = d_sae
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """The token of each value: int64 `[nnz]`."""
+        counts = self.starts.diff()
+        tokens = torch.arange(self.n_tokens, device=counts.device)
+        return tokens.repeat_interleave(counts, output_size=len(self.latents))
+
+    @cached_property
+    def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sorted by latent: starts `[d_sae + 1]`, tokens and places `[nnz]`.
+
+        Sorted once for the gradients of both weight matrices.
+        """
+        return kernels.by_latent(self.latents, self.starts, self.d_sae)
+
+    def spread(self, per_latent: Tensor) -> Tensor:
+        return per_latent.index_select(0, self.latents)
+
+    def dense(self, values: Tensor) -> Tensor:
+        zeros = values.new_zeros(self.n_tokens, self.d_sae)
+        return zeros.index_put((self.tokens, self.latents), values)
+
+    def times(self, values: Tensor, rows: Tensor) -> Tensor:
+        return kernels.weighted_rows(values, self.latents, self.starts, rows)
+
+    def transposed_times(self, values: Tensor, dense: Tensor) -> Tensor:
+        starts, tokens, places = self.by_latent
+        return kernels.weighted_rows(values[places], tokens, starts, dense)
+
+    def sampled(self, dense: Tensor, rows: Tensor) -> Tensor:
+        return kernels.row_dots(dense, rows, self.latents, self.starts)
+
+    def columns(self, first: int, end: int) -> tuple[Any, Support]:
+        mask = (self.latents >= first) & (self.latents < end)
+        before = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
+        part = SparseSupport(self.latents[mask] - first, before[self.starts], end - first)
+        return mask, part
+
+    def fired(self, latents: Tensor) -> Tensor:
+        fired = torch.zeros(self.d_sae, dtype=torch.bool, device=latents.device)
+        fired[self.latents[latents.detach() > 0]] = True
+        return fired

@@ -1,0 +1,26 @@
+"""How the learning rate and the sparsity penalty's coefficient move over a training's steps."""
+
+import math
+
+from sae_mlflow.config import TrainSettings
+
+
+def learning_rate_share(settings: TrainSettings, step: int, n_steps: int) -> float:
+    """Share of the peak learning rate at a step (from 0): a linear warm-up, a plateau, the fall."""
+    rising = warmed_up(settings.warmup_fraction, step, n_steps)
+    decay_steps = settings.decay_fraction * n_steps
+    left = min((n_steps - step) / decay_steps, 1.0) if decay_steps else 1.0
+    match settings.schedule:
+        case "linear":
+            falling = left
+        case "cosine":
+            falling = (1 - math.cos(math.pi * left)) / 2
+        case "constant":
+            falling = 1.0
+    return min(rising, falling)
+
+
+def warmed_up(fraction: float, step: int, n_steps: int) -> float:
+    """Rises in a line to 1 over a fraction of the steps; above 0 from the first step on."""
+    steps = fraction * n_steps
+    return min((step + 1) / steps, 1.0) if steps else 1.0

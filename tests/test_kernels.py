@@ -1,0 +1,399 @@
+"""The operations on sparse codes against NumPy in float64, and BatchTopK against a full sort.
+
+Each is held to the same in both ways: compiled, and by the standard operators that run elsewhere.
+"""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from sae_mlflow.sae import kernels
+from sae_mlflow.sae.select import BatchTopK
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DTYPES = [torch.float32, torch.float64]
+
+
+class Place(str):
+    """The name of a device that is the CPU, but isn't known as one."""
+
+    type = "elsewhere"
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that standard operators are chosen for."""
+
+    @property
+    def device(self):
+        return Place("cpu")
+
+
+@pytest.fixture(params=["compiled", "standard operators"])
+def placed(request):
+    """Puts a tensor where the kernels run in one way or the other."""
+    if request.param == "compiled":
+        return lambda tensor: tensor
+    return lambda tensor: tensor.as_subclass(Elsewhere)
+
+
+def random(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def with_ties(*shape, dtype=torch.float32):
+    """Whole numbers from -2 to 2."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(-2, 3, shape, generator=generator).to(dtype)
+
+
+def ragged(batch, d_sae, seed=0, most=None):
+    """Distinct latents of each token, some of none: latents, starts."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, (most or d_sae) + 1, batch)
+    counts[rng.random(batch) < 0.2] = 0
+    rows = [rng.permutation(d_sae)[:n] for n in counts]
+    latents = np.concatenate([*rows, np.empty(0, np.int64)]).astype(np.int64)
+    return torch.tensor(latents), torch.tensor(np.concatenate([[0], counts.cumsum()]))
+
+
+def rows_of(starts):
+    """The row of each member."""
+    starts = np.asarray(starts)
+    return np.arange(len(starts) - 1).repeat(np.diff(starts))
+
+
+def as_numpy(tensor):
+    return tensor.as_subclass(torch.Tensor).numpy()
+
+
+# -- topk -------------------------------------------------------------------------------------
+
+# batch, d_sae, k: in two stages with groups of 16 and of 8, with and without latents that are in
+# no group, in one stage, k = 1, k = d_sae, one row and none
+TOPK_SHAPES = [
+    (50, 640, 5),
+    (50, 192, 5),
+    (50, 199, 5),
+    (50, 1031, 16),
+    (20, 64, 4),
+    (20, 100, 7),
+    (20, 33, 33),
+    (20, 16, 1),
+    (3, 4096, 1),
+    (1, 257, 3),
+    (0, 96, 4),
+    (4, 1, 1),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("numbers", [random, with_ties])
+@pytest.mark.parametrize("shape", TOPK_SHAPES)
+def test_topk_keeps_the_values_that_a_sort_puts_last(shape, numbers, dtype, placed):
+    batch, d_sae, k = shape
+    rows = numbers(batch, d_sae, dtype=dtype)
+    values, latents = map(as_numpy, kernels.topk(placed(rows), k))
+    assert values.shape == latents.shape == (batch, k) and latents.dtype == np.int64
+    np.testing.assert_array_equal(np.sort(values), np.sort(rows.numpy())[:, d_sae - k :])
+    np.testing.assert_array_equal(np.take_along_axis(rows.numpy(), latents, 1), values)
+    assert all(len(set(row)) == k for row in latents.tolist()), "a latent was kept twice"
+
+
+@pytest.mark.parametrize("value", [0.0, -math.inf, math.inf])
+def test_topk_of_equal_values_is_k_distinct_latents(value, placed):
+    values, latents = kernels.topk(placed(torch.full((3, 200), value)), 6)
+    assert (values == value).all()
+    assert all(len(set(row)) == 6 for row in latents.tolist())
+
+
+def test_topk_reads_strided_rows(placed):
+    rows = random(12, 400)
+    expected, _ = kernels.topk(rows[:, ::2].contiguous(), 5)
+    for strided in (rows[:, ::2], rows[:, ::2].t().contiguous().t()):
+        values, _ = kernels.topk(placed(strided), 5)
+        np.testing.assert_array_equal(np.sort(as_numpy(values)), np.sort(expected.numpy()))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(30, 640, 5), (30, 199, 5), (30, 33, 7), (30, 20, 20)])
+def test_rows_that_arent_numbers_give_latents_that_exist_and_leave_the_others_alone(
+    shape, share, placed
+):
+    batch, d_sae, k = shape
+    rows = random(batch, d_sae)
+    generator = torch.Generator().manual_seed(1)
+    broken = torch.rand(batch, d_sae, generator=generator) < share
+    broken[::2] = False
+    rows[broken] = math.nan
+    values, latents = map(as_numpy, kernels.topk(placed(rows), k))
+    assert latents.min() >= 0 and latents.max() < d_sae
+    assert all(len(set(row)) == k for row in latents.tolist())
+    np.testing.assert_array_equal(np.take_along_axis(rows.numpy(), latents, 1), values)
+    np.testing.assert_array_equal(
+        np.sort(values[::2]), np.sort(rows.numpy()[::2])[:, d_sae - k :], "a sound row"
+    )
+
+
+# -- above ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("numbers", [random, with_ties])
+@pytest.mark.parametrize("shape", [(20, 33), (1, 7), (0, 16), (9, 1), (40, 300)])
+def test_above_lists_row_by_row_what_is_strictly_over_each_latents_bound(
+    shape, numbers, dtype, placed
+):
+    rows, bounds = numbers(*shape, dtype=dtype), with_ties(shape[1], dtype=dtype)
+    values, latents, counts = map(as_numpy, kernels.above(placed(rows), placed(bounds)))
+    over = rows.numpy() > bounds.numpy()
+    np.testing.assert_array_equal(counts, over.sum(axis=1))
+    np.testing.assert_array_equal(latents, np.nonzero(over)[1])
+    np.testing.assert_array_equal(values, rows.numpy()[over])
+
+
+@pytest.mark.parametrize(("bound", "n"), [(-math.inf, 60), (math.inf, 0), (math.nan, 0)])
+def test_above_may_keep_all_or_nothing(bound, n, placed):
+    values, latents, counts = kernels.above(placed(random(4, 15)), placed(torch.full((15,), bound)))
+    assert len(values) == len(latents) == counts.sum() == n
+
+
+def test_above_reads_strided_rows_and_one_bound_for_all(placed):
+    rows, bound = random(12, 40)[:, ::2], torch.tensor(0.3).expand(20)
+    values, latents, _ = map(as_numpy, kernels.above(placed(rows), placed(bound)))
+    np.testing.assert_array_equal(latents, np.nonzero(rows.numpy() > np.float32(0.3))[1])
+    np.testing.assert_array_equal(values, rows.numpy()[rows.numpy() > np.float32(0.3)])
+
+
+def test_what_isnt_a_number_is_over_no_bound(placed):
+    rows = random(6, 50)
+    rows[1] = math.nan
+    rows[2, ::3] = math.nan
+    values, _, counts = map(as_numpy, kernels.above(placed(rows), placed(torch.zeros(50))))
+    assert counts[1] == 0 and not np.isnan(values).any()
+    np.testing.assert_array_equal(counts, (rows.numpy() > 0).sum(axis=1))
+
+
+# -- by_latent --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(20, 33), (1, 7), (0, 16), (30, 1), (5, 400)])
+def test_by_latent_sorts_codes_by_latent_and_then_by_token(shape, placed):
+    batch, d_sae = shape
+    latents, starts = ragged(batch, d_sae)
+    got = kernels.by_latent(placed(latents), placed(starts), d_sae)
+    latent_starts, tokens, places = map(as_numpy, got)
+    order = np.lexsort((rows_of(starts), latents.numpy()))
+    np.testing.assert_array_equal(places, order)
+    np.testing.assert_array_equal(tokens, rows_of(starts)[order])
+    expected = np.searchsorted(latents.numpy()[order], np.arange(d_sae + 1))
+    np.testing.assert_array_equal(latent_starts, expected)
+
+
+# -- the two products -------------------------------------------------------------------------
+
+# rows of the result, rows that are summed, dimensions
+PRODUCTS = [(20, 33, 6), (1, 7, 5), (0, 16, 3), (30, 1, 1), (5, 400, 17), (9, 12, 64)]
+
+
+def tolerance(dtype, scale):
+    return {"rtol": 0, "atol": scale * (1e-5 if dtype == torch.float32 else 1e-13)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", PRODUCTS)
+def test_weighted_rows_is_a_sparse_matrix_times_a_dense_one(shape, dtype, placed):
+    n, m, d = shape
+    members, starts = ragged(n, m)
+    values, rows = random(len(members), dtype=dtype), random(m, d, seed=1, dtype=dtype)
+    dense = np.zeros((n, m))
+    dense[rows_of(starts), members] = values
+    got = kernels.weighted_rows(*map(placed, (values, members, starts, rows)))
+    assert got.dtype == dtype
+    np.testing.assert_allclose(as_numpy(got), dense @ rows.double().numpy(), **tolerance(dtype, 30))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", PRODUCTS)
+def test_row_dots_is_a_dense_product_where_the_members_are(shape, dtype, placed):
+    n, m, d = shape
+    members, starts = ragged(n, m)
+    grad, rows = random(n, d, dtype=dtype), random(m, d, seed=1, dtype=dtype)
+    got = kernels.row_dots(*map(placed, (grad, rows, members, starts)))
+    expected = (grad.double().numpy() @ rows.double().numpy().T)[rows_of(starts), members]
+    assert got.dtype == dtype
+    np.testing.assert_allclose(as_numpy(got), expected, **tolerance(dtype, 30))
+
+
+def test_the_products_read_strided_tensors(placed):
+    members, starts = ragged(10, 12)
+    values, rows, grad = random(2 * len(members))[::2], random(5, 12).t(), random(10, 10)[:, ::2]
+    one = kernels.weighted_rows(*map(placed, (values, members, starts, rows)))
+    other = kernels.row_dots(*map(placed, (grad, rows, members, starts)))
+    values, rows, grad = values.contiguous(), rows.contiguous(), grad.contiguous()
+    for strided, contiguous in [
+        (one, kernels.weighted_rows(*map(placed, (values, members, starts, rows)))),
+        (other, kernels.row_dots(*map(placed, (grad, rows, members, starts)))),
+    ]:
+        np.testing.assert_allclose(
+            as_numpy(strided), as_numpy(contiguous), **tolerance(torch.float32, 30)
+        )
+
+
+def test_a_sum_of_nothing_is_zero_even_beside_what_isnt_a_number(placed):
+    """Token 1 has no latent; token 0's row is NaN."""
+    members, starts = torch.tensor([0]), torch.tensor([0, 1, 1])
+    rows = torch.tensor([[math.nan, 1.0], [2.0, 3.0]])
+    got = as_numpy(kernels.weighted_rows(*map(placed, (torch.ones(1), members, starts, rows))))
+    np.testing.assert_array_equal(got, [[math.nan, 1.0], [0.0, 0.0]])
+
+
+# -- threads ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_threads():
+    """Runs something with a number of threads."""
+    before = torch.get_num_threads()
+
+    def run(n, function):
+        torch.set_num_threads(n)
+        return function()
+
+    yield run
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", ["topk", "above", "by_latent", "weighted_rows", "row_dots"])
+def test_the_number_of_threads_doesnt_change_a_bit(kernel, dtype, in_threads):
+    batch, d_sae, d = 67, 333, 19
+    latents, starts = ragged(batch, d_sae, most=40)
+    values, rows = random(len(latents), dtype=dtype), random(d_sae, d, seed=1, dtype=dtype)
+    pre_acts, grad = random(batch, d_sae, dtype=dtype), random(batch, d, seed=2, dtype=dtype)
+    calls = {
+        "topk": (pre_acts, 5),
+        "above": (pre_acts, random(d_sae, dtype=dtype)),
+        "by_latent": (latents, starts, d_sae),
+        "weighted_rows": (values, latents, starts, rows),
+        "row_dots": (grad, rows, latents, starts),
+    }
+    results = [
+        in_threads(n, lambda: getattr(kernels, kernel)(*calls[kernel])) for n in (1, 2, 3, 100)
+    ]
+    first, *others = [r if isinstance(r, tuple) else (r,) for r in results]
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_the_kernels_leave_torch_its_number_of_threads():
+    """In a process of its own: numba's pool starts with the first kernel, and on Linux it shares
+    OpenMP's setting with torch."""
+    code = (
+        "import torch; torch.set_num_threads(1);"
+        "from sae_mlflow.sae import kernels;"
+        "kernels.topk(torch.ones(4, 12), 3); print(torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
+
+
+# -- BatchTopK --------------------------------------------------------------------------------
+
+
+def picked(pre_acts, k, chunk_rows=16, passes=20):
+    """What the rule keeps, as `[batch, d_sae]`, when it sees so many rows at once."""
+    seen = 0
+
+    def chunks():
+        nonlocal seen
+        seen += 1
+        assert seen <= passes, "the batch is encoded again and again"
+        for start in range(0, max(len(pre_acts), 1), chunk_rows):
+            yield pre_acts[start : start + chunk_rows]
+
+    values, latents, starts = BatchTopK(k).pick(chunks)
+    assert len(starts) == len(pre_acts) + 1 and starts[0] == 0 and starts[-1] == len(values)
+    dense = torch.zeros_like(pre_acts)
+    dense[torch.from_numpy(rows_of(starts)), latents] = values
+    assert (dense > 0).sum() == len(values), "a latent was kept twice, or isn't positive"
+    return dense
+
+
+def sorted_out(pre_acts, k):
+    """The `k * batch` largest of the positive ones, where there are no ties."""
+    flat = np.sort(pre_acts.numpy().clip(min=0), axis=None)[::-1]
+    wanted = min(k * len(pre_acts), len(flat))
+    border = flat[wanted - 1] if wanted else np.inf
+    return np.where(pre_acts.numpy() >= border, pre_acts.numpy(), 0).clip(min=0)
+
+
+def uneven(first, rest):
+    """A batch of 200 tokens whose first 64, which suggest a bound, aren't like the others."""
+    scales = torch.full((200, 1), rest)
+    scales[:64] = first
+    return random(200, 50) * scales
+
+
+BATCHES = {
+    "even": random(200, 50),
+    "the first tokens are huge": uneven(1e6, 1.0),
+    "the first tokens are larger": uneven(3.0, 1.0),
+    "the first tokens are tiny": uneven(1e-6, 1.0),
+    "the first tokens fire nothing": uneven(-1.0, 1.0) - 5 * (torch.arange(200) < 64)[:, None],
+    "only the first token fires": -random(200, 50).abs().index_fill(0, torch.tensor([0]), -1.0),
+    "few are positive": random(200, 50) - 2.5,
+    "none is positive": -random(200, 50).abs(),
+    "all are positive": random(200, 50).abs() + 1,
+    "one token": random(1, 50),
+    "no token": random(0, 50),
+}
+
+
+@pytest.mark.parametrize("k", [1, 4, 50])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_batchtopk_keeps_what_a_sort_of_the_whole_batch_puts_first(batch, k):
+    pre_acts = BATCHES[batch]
+    np.testing.assert_array_equal(picked(pre_acts, k).numpy(), sorted_out(pre_acts, k))
+    np.testing.assert_array_equal(
+        BatchTopK(k).masked(pre_acts).numpy(), sorted_out(pre_acts, k), "the dense way"
+    )
+
+
+@pytest.mark.parametrize("k", [1, 7, 13])
+def test_batchtopk_of_ties_at_the_border_keeps_exactly_k_times_batch(k):
+    pre_acts = with_ties(100, 40)
+    kept = picked(pre_acts, k)
+    assert (kept > 0).sum() == 100 * k
+    dense = BatchTopK(k).masked(pre_acts)
+    assert (dense != 0).sum() == 100 * k
+    best = np.sort(pre_acts.numpy(), axis=None)[::-1][: 100 * k]
+    for one in (kept, dense):
+        np.testing.assert_array_equal(np.sort(one[one > 0].numpy()), best[::-1])
+
+
+def test_batchtopk_of_ties_keeps_fewer_where_fewer_are_positive():
+    pre_acts = with_ties(100, 40)
+    n_positive = (pre_acts > 0).sum()
+    assert n_positive < 100 * 30
+    assert (picked(pre_acts, 30) > 0).sum() == n_positive
+    assert (BatchTopK(30).masked(pre_acts) != 0).sum() == n_positive
+
+
+def test_batchtopk_of_infinite_tokens_ends():
+    """Nothing is over a bound that the first tokens suggest to be infinite, nor over a quarter."""
+    pre_acts = uneven(math.inf, 1.0).nan_to_num(0.0, posinf=math.inf, neginf=-math.inf)
+    kept = picked(pre_acts, 4)
+    assert (kept == math.inf).sum() == 800
+
+
+def test_batchtopk_of_what_isnt_a_number_keeps_what_is():
+    pre_acts = random(100, 40)
+    pre_acts[:70] = math.nan
+    np.testing.assert_array_equal(
+        picked(pre_acts, 3).numpy(), sorted_out(pre_acts.nan_to_num(0.0), 3).clip(min=0)
+    )
