@@ -3,27 +3,26 @@
 from torch import Tensor
 
 from sae_mlflow.sae import sparse
-from sae_mlflow.sae.base import SAE
+from sae_mlflow.sae.base import SAE, Batch
 from sae_mlflow.sae.select import TopK
 
 
-def auxk_loss(sae: SAE, x: Tensor, y: Tensor, error: Tensor, dead: Tensor, aux_k: int) -> Tensor:
-    """Var(y) min(n_dead / aux_k, 1) ||e - e_hat||^2 / Var(e); 0 where none is dead.
+def auxk_loss(sae: SAE, batch: Batch, recon: Tensor, dead: Tensor, aux_k: int) -> Tensor:
+    """Var(y) min(n_dead / aux_k, 1) ||e - e_hat||^2 / Var(e), e = y - recon; 0 where none is dead.
 
     e_hat decodes, without `b_dec`, the `aux_k` largest pre-activations of dead latents, relu.
 
     Args:
-        x: `[batch, d_in]`.
-        y: `[batch, d_out]`, the target.
-        error: `[batch, d_out]`, y minus its reconstruction, detached.
+        recon: `[batch, d_out]`, what the living latents make of the batch; detached.
         dead: `[d_sae]` bool.
     """
     latents = dead.nonzero().squeeze(1)
     n_dead = len(latents)
     if not n_dead:
-        return x.new_zeros(())
+        return recon.new_zeros(())
+    error = batch.y - recon
     values, support = sparse.encode(
-        x,
+        batch.x,
         sae.W_enc.t()[latents].t(),
         sae.b_enc[latents],
         sae.centre,
@@ -32,7 +31,7 @@ def auxk_loss(sae: SAE, x: Tensor, y: Tensor, error: Tensor, dead: Tensor, aux_k
     missed = error - sparse.decode(values.relu(), support, sae.W_dec[latents])
     share = min(n_dead / aux_k, 1.0)
     # what isn't a number becomes 0 before it meets a gradient: 0 * NaN would be NaN again
-    weight = (share * variance(y) / variance(error)).nan_to_num(0.0, posinf=0.0)
+    weight = (share * variance(batch.y) / variance(error)).nan_to_num(0.0, posinf=0.0)
     return weight * missed.square().mean()
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from sae_mlflow.config import SAESettings
 from sae_mlflow.sae.base import Sizes
@@ -41,9 +42,9 @@ class CrosscoderSAE(StandardSAE):
         parts = self.W_dec.split(self.widths, dim=1)
         return torch.stack([part.norm(dim=1) for part in parts]).sum(dim=0)
 
-    def reconstruction_loss(self, error: Tensor) -> Tensor:
-        parts = error.split(self.widths, dim=1)
-        return torch.stack([part.square().mean() for part in parts]).sum()
+    def reconstruction_loss(self, recon: Tensor, y: Tensor) -> Tensor:
+        layers = zip(recon.split(self.widths, dim=1), y.split(self.widths, dim=1), strict=True)
+        return torch.stack([mse_loss(made, wanted) for made, wanted in layers]).sum()
 
     def hyperparameters(self) -> dict[str, Any]:
         return {"widths": list(self.widths)}

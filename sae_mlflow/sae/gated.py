@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from sae_mlflow.config import SAESettings
 from sae_mlflow.sae import sparse
@@ -55,12 +56,12 @@ class GatedSAE(SAE):
         lengths = support.spread(self.W_dec.norm(dim=1))
         penalty = (open_gates * lengths).sum() / max(support.n_tokens, 1)
         sparsity = self.l1_coefficient * sparsity_warmup * penalty
-        auxiliary = (batch.y - from_gates).square().mean()
+        auxiliary = mse_loss(from_gates, batch.y)
         return StepLoss(
             recon=recon.detach(),
             l0=support.l0(latents),
             fired=support.fired(latents),
-            total=(batch.y - recon).square().mean() + sparsity + auxiliary,
+            total=mse_loss(recon, batch.y) + sparsity + auxiliary,
             sparsity=sparsity.detach(),
         )
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from sae_mlflow.config import SAESettings
 from sae_mlflow.sae.base import SAE, Batch, Sizes, StepLoss
@@ -74,7 +75,7 @@ class JumpReLUSAE(SAE):
             recon=recon.detach(),
             l0=support.l0(latents),
             fired=support.fired(latents),
-            total=(batch.y - recon).square().mean() + sparsity,
+            total=mse_loss(recon, batch.y) + sparsity,
             sparsity=sparsity.detach(),
         )
 

@@ -124,7 +124,7 @@ _MARGIN = 1.5
 def _suggested_bound(chunk: Tensor, k: int) -> float:
     sample = chunk[:_SAMPLE_TOKENS].flatten()
     n = min(int(_MARGIN * k * min(len(chunk), _SAMPLE_TOKENS)), len(sample))
-    return max(sample.topk(n).values[-1].item(), 0.0) if n else 0.0
+    return max(kernels.nth_largest(sample, n).item(), 0.0) if n else 0.0
 
 
 def _joined(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Picked:
@@ -139,14 +139,15 @@ def _largest(picked: Picked, wanted: int) -> Picked:
         return picked
     mask = _is_largest(picked.values, wanted)
     kept_before = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
-    return Picked(picked.values[mask], picked.latents[mask], kept_before[picked.starts])
+    kept = mask.nonzero().flatten()
+    return Picked(picked.values[kept], picked.latents[kept], kept_before[picked.starts])
 
 
 def _is_largest(values: Tensor, n: int) -> Tensor:
     """Which of the values `[m]` are the n largest; of equal ones at the border, the first."""
     if n >= len(values):
         return torch.ones_like(values, dtype=torch.bool)
-    border = values.kthvalue(len(values) - n + 1).values
+    border = kernels.nth_largest(values, n)
     mask = values > border
     ties = (values == border).nonzero().flatten()
     mask[ties[: n - int(mask.sum())]] = True

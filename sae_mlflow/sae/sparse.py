@@ -5,6 +5,7 @@ is all that outlives it. The decoder, the latents' gradient and both weight grad
 much as there are latents that fire. Where a rule would keep many, all of it is done densely.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ MIN_CHUNK_ROWS = 512
 
 # From this share of latents on, dense products are faster than following lists.
 DENSE_FROM = 0.15
-_SAMPLE_TOKENS = 64
+_SAMPLE_TOKENS = 32
 
 
 def encode(
@@ -61,9 +62,16 @@ def decode(latents: Tensor, support: Support, W_dec: Tensor) -> Tensor:
 
 
 def _chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]:
-    rows = max(CHUNK_ELEMENTS // W_enc.shape[1], MIN_CHUNK_ROWS)
-    for start in range(0, max(len(centred), 1), rows):
-        yield torch.addmm(b_enc, centred[start : start + rows], W_enc)
+    """Each is made in the place of the one before, unless autocast makes it narrower."""
+    most = max(CHUNK_ELEMENTS // W_enc.shape[1], MIN_CHUNK_ROWS)
+    rows = math.ceil(len(centred) / max(math.ceil(len(centred) / most), 1))
+    buffer = None
+    if not torch.is_autocast_enabled(centred.device.type):
+        buffer = centred.new_empty(rows, W_enc.shape[1])
+    for start in range(0, max(len(centred), 1), max(rows, 1)):
+        part = centred[start : start + rows]
+        out = None if buffer is None else buffer[: len(part)]
+        yield torch.addmm(b_enc, part, W_enc, out=out)
 
 
 class _Kept(torch.autograd.Function):

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from sae_mlflow.config import SAESettings
 from sae_mlflow.sae.base import SAE, Batch, Sizes, StepLoss
@@ -50,7 +51,7 @@ class StandardSAE(SAE):
             recon=recon.detach(),
             l0=support.l0(latents),
             fired=support.fired(latents),
-            total=self.reconstruction_loss(batch.y - recon) + sparsity,
+            total=self.reconstruction_loss(recon, batch.y) + sparsity,
             sparsity=sparsity.detach(),
         )
 
@@ -58,9 +59,9 @@ class StandardSAE(SAE):
         """`[d_sae]`: what the penalty weighs each latent by."""
         return self.W_dec.norm(dim=1)
 
-    def reconstruction_loss(self, error: Tensor) -> Tensor:
+    def reconstruction_loss(self, recon: Tensor, y: Tensor) -> Tensor:
         """Mean over tokens and dimensions of the squared error."""
-        return error.square().mean()
+        return mse_loss(recon, y)
 
 
 def l1_coefficient(settings: SAESettings, width: int) -> float:

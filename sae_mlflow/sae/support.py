@@ -126,7 +126,12 @@ class SparseSupport(Support):
         return kernels.weighted_rows(values[places], tokens, starts, dense)
 
     def sampled(self, dense: Tensor, rows: Tensor) -> Tensor:
-        return kernels.row_dots(dense, rows, self.latents, self.starts)
+        if self.d_sae <= self.n_tokens:
+            return kernels.row_dots(dense, rows, self.latents, self.starts)
+        # the smaller matrix is the one whose rows are fetched again and again
+        starts, tokens, places = self.by_latent
+        dots = kernels.row_dots(rows, dense, tokens, starts)
+        return torch.empty_like(dots).index_copy_(0, places, dots)
 
     def columns(self, first: int, end: int) -> tuple[Any, Support]:
         mask = (self.latents >= first) & (self.latents < end)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from sae_mlflow.config import SAESettings
 from sae_mlflow.sae.auxk import auxk_loss
@@ -53,8 +54,7 @@ class TopKSAE(SAE):
         recon, missed = self._missed(latents, support, batch)
         total = missed
         if self.aux_k_coefficient:
-            error = batch.y - recon
-            aux = auxk_loss(self, batch.x, batch.y, error, dead, self.aux_k)
+            aux = auxk_loss(self, batch, recon, dead, self.aux_k)
             total = total + self.aux_k_coefficient * aux
         return StepLoss(
             recon=recon,
@@ -67,7 +67,7 @@ class TopKSAE(SAE):
     def _missed(self, latents: Tensor, support: Support, batch: Batch) -> tuple[Tensor, Tensor]:
         """The reconstruction, detached, and the loss of it."""
         recon = self._decoded(latents, support, batch.x)
-        return recon.detach(), (batch.y - recon).square().mean()
+        return recon.detach(), mse_loss(recon, batch.y)
 
     def hyperparameters(self) -> dict[str, Any]:
         return {"k": self.k}
