@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peers
+import peer_steps
 import torch
 from torch import Tensor
 
@@ -117,11 +117,12 @@ def main() -> None:
         "encoder": encoder_product(*sizes, args.batch),
         "step": lambda x: l0.append(trainer.step(Batch(x, x)).l0.item()),
     }
-    if args.peers and peers.there_are():
-        recipe = peers.Recipe(*sizes, args.k, args.batch, steps=args.steps + WARM_UP)
+    if args.peers and peer_steps.there_are():
+        recipe = peer_steps.Recipe(*sizes, args.k, args.batch, steps=args.steps + WARM_UP)
         sample = torch.randn(8192, args.d_in)
         calls |= {
-            p.name: p.step for p in (peers.Sparsify(recipe, sample), peers.SAELens(recipe, sample))
+            p.name: p.step
+            for p in (peer_steps.Sparsify(recipe, sample), peer_steps.SAELens(recipe, sample))
         }
     milliseconds = timed(calls, args.batch, args.d_in, args.steps)
     encoder = milliseconds.pop("encoder")

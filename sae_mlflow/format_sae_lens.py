@@ -25,6 +25,16 @@ KNOWN_TO_SAE_LENS = (*AUTOENCODERS, "jumprelu_transcoder", "jumprelu_skip_transc
 # The SAELens release whose layout this is; a config that names none is taken for one before 6.
 SAE_LENS_VERSION = "6.54.12"
 
+# What its configs say beyond what an SAE is made from; all of it is dealt with in reading.
+_OF_SAE_LENS_ALONE = {
+    "dtype",
+    "device",
+    "apply_b_dec_to_input",
+    "normalize_activations",
+    "reshape_activations",
+    "rescale_acts_by_decoder_norm",
+}
+
 # SAELens' ReLU transcoders, which are JumpReLU transcoders of threshold 0.
 _RELU = {"transcoder": "jumprelu_transcoder", "skip_transcoder": "jumprelu_skip_transcoder"}
 
@@ -41,7 +51,7 @@ def write(stored: StoredSAE, folder: Path) -> None:
     config = stored.config | {
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": stored.architecture in AUTOENCODERS,
+        "apply_b_dec_to_input": stored_sae.centres(stored.architecture),
         "normalize_activations": "none",
         "reshape_activations": "none",
         "rescale_acts_by_decoder_norm": False,
@@ -64,10 +74,9 @@ def read(folder: Path) -> StoredSAE:
         weights["threshold"] = torch.zeros(stored_sae.whole_number(config, "d_sae", file))
     stored_sae.check_architecture(architecture, file)
     weights = _in_our_terms(architecture, config, weights, file)
-    kept = ("d_in", "d_sae", "d_out", "k", "widths")
-    plain = {key: config[key] for key in kept if key in config}
+    plain = {key: value for key, value in config.items() if key not in _OF_SAE_LENS_ALONE}
     about = config.get("metadata", {})
-    return StoredSAE({"architecture": architecture, **plain, "metadata": about}, weights)
+    return StoredSAE(plain | {"architecture": architecture, "metadata": about}, weights)
 
 
 def _check_normalisation(config: dict[str, Any], file: Path) -> None:
@@ -83,13 +92,15 @@ def _in_our_terms(
     architecture: str, config: dict[str, Any], weights: dict[str, Tensor], file: Path
 ) -> dict[str, Tensor]:
     """Weights for an SAE that centres its input, and chooses latents by pre-activations alone."""
-    centring = config.get("apply_b_dec_to_input", architecture in AUTOENCODERS)
+    centring = config.get("apply_b_dec_to_input", stored_sae.centres(architecture))
     rescales = bool(config.get("rescale_acts_by_decoder_norm")) and architecture == "topk"
     if architecture not in AUTOENCODERS:
-        if centring:
+        if centring != stored_sae.centres(architecture):
+            subtracts = "nothing" if centring else "b_dec"
             raise UserError(
-                f"{file}: apply_b_dec_to_input = true, but a {architecture} subtracts nothing from "
-                "what it reads. Set it to false, or name another architecture."
+                f"{file}: apply_b_dec_to_input = {json.dumps(centring)}, but a {architecture} "
+                f"subtracts {subtracts} from what it reads. Set it to {json.dumps(not centring)}, "
+                "or name another architecture."
             )
         return weights
     stored_sae.check_shapes(architecture, weights, file.with_name(WEIGHTS_FILE))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_mlflow import naming
+from sae_mlflow import architectures, naming
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.layer_activations import LayerActivations
@@ -18,18 +18,21 @@ from sae_mlflow.sae import SAE, sae_from_config
 from sae_mlflow.sites import Site
 
 AUTOENCODERS = ("standard", "topk", "jumprelu", "gated")
-"""They read what they reconstruct, and subtract `b_dec` from it. BatchTopK and Matryoshka SAEs are
-at rest JumpReLU SAEs."""
+"""That peers know too: they read what they reconstruct, and subtract `b_dec` from it."""
 
-ARCHITECTURES = (
-    *AUTOENCODERS,
-    "topk_transcoder",
-    "topk_skip_transcoder",
-    "jumprelu_transcoder",
-    "jumprelu_skip_transcoder",
-    "crosscoder",
-)
-"""What `StoredSAE.architecture` may be."""
+STORED_AS_JUMPRELU = ("batchtopk", "matryoshka")
+
+
+def known_architectures() -> list[str]:
+    """What `StoredSAE.architecture` may be."""
+    kinds = [name for name in architectures.ARCHITECTURES if name not in STORED_AS_JUMPRELU]
+    codes = architectures.TRANSCODER_CODES
+    return kinds + [f"{name}{skip}_transcoder" for name in codes for skip in ("", "_skip")]
+
+
+def centres(architecture: str) -> bool:
+    """Whether it subtracts `b_dec` from what it reads."""
+    return architecture != "crosscoder" and not architecture.endswith("_transcoder")
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def _metadata(site: Site, settings: Settings) -> dict[str, Any]:
     }
     if settings.sae.transcodes:
         facts["hook_name_out"] = naming.sae_lens_hook(site.writes[0])
-    if settings.sae.activation in ("batchtopk", "matryoshka"):
+    if settings.sae.activation in STORED_AS_JUMPRELU:
         facts["k"] = settings.sae.k
     return facts
 
@@ -104,9 +107,10 @@ def build(stored: StoredSAE, file: Path) -> SAE:
 
 
 def check_architecture(architecture: object, file: Path) -> None:
-    if architecture not in ARCHITECTURES:
+    if architecture not in known_architectures():
         raise UserError(
-            f"{file}: architecture {architecture!r} can't be read. Known: {known(ARCHITECTURES)}."
+            f"{file}: architecture {architecture!r} can't be read. Known: "
+            f"{known(known_architectures())}."
         )
 
 

@@ -117,7 +117,10 @@ def test_settings_are_frozen():
         ("train: {epochs: 0}", "train.epochs = 0, but"),
         ("sae: {k: 5, d_sae: 4}", "sae.k = 5 is larger than d_sae = 4"),
         ("sae: 3", "sae = 3, but"),
-        ("sae: {architecture: batchtop}", r"'batchtop', but there is none. Did you mean batchtopk\? There are: "),
+        (
+            "sae: {architecture: batchtop}",
+            r"'batchtop', but there is none. Did you mean batchtopk\? There are: ",
+        ),
         ("model: {layers: [3, 3]}", "model.layers names layer3 twice"),
         ("model: {layers: [-1]}", "model.layers = -1, but"),
         ("model: {layers: []}", "model.layers"),

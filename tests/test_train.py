@@ -174,8 +174,8 @@ def test_bfloat16_products_train_much_the_same():
 
 
 def test_the_default_rate_follows_the_width():
-    assert default_learning_rate(2**14) == pytest.approx(2e-4)
-    assert default_learning_rate(2**12) == pytest.approx(4e-4)
+    assert default_learning_rate(2**14) == pytest.approx(1e-3)
+    assert default_learning_rate(2**12) == pytest.approx(2e-3)
 
 
 def test_decoder_rows_keep_unit_length_and_their_gradient_never_points_along_them():

@@ -121,6 +121,7 @@ class SAELens:
         trainer_config = SAETrainerConfig(
             total_training_samples=recipe.steps * recipe.batch,
             train_batch_size_samples=recipe.batch,
+            lr_end=3e-5,  # has to be there, as a tenth of its rate; a constant rate ignores it
             lr_warm_up_steps=round(WARMUP * recipe.steps),
             lr_decay_steps=round(DECAY * recipe.steps),
         )
