@@ -37,8 +37,10 @@ class Synthetic:
         n = n_train + n_held_out
         coefficients = make_coefficients(world, n, generator)
         self.held_out_firing = coefficients[n_train:] > 0
-        _, x = written(world, coefficients, generator)
-        self.directions, y = written(world, coefficients, generator) if world.transcodes else (_, x)
+        self.read_directions, x = written(world, coefficients, generator)
+        self.directions, y = self.read_directions, x
+        if world.transcodes:
+            self.directions, y = written(world, coefficients, generator)
         self._train = Batch(x[:n_train], y[:n_train])
         self.held_out = Batch(x[n_train:], y[n_train:])
 
@@ -104,11 +106,16 @@ class Recovery:
 @torch.no_grad()
 def recovery(sae: SAE, data: Synthetic) -> Recovery:
     """Hold an SAE's decoder rows, and when its latents fire, against the truth."""
-    rows = sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    truth = data.directions / data.directions.norm(dim=1, keepdim=True)
-    cosines, best = (truth @ rows.t()).max(dim=1)
+    truth = data.directions
+    if sae.W_skip is not None:  # what the linear map writes already isn't left for latents
+        truth = truth - data.read_directions @ sae.W_skip.t()
+    cosines, best = (unit(truth) @ unit(sae.W_dec).t()).max(dim=1)
     fired = sae.encode(data.held_out.x)[:, best] > 0
     true = data.held_out_firing
     hits = (fired & true).sum(dim=0).double()
     f1 = 2 * hits / (fired.sum(dim=0) + true.sum(dim=0)).clamp_min(1)
     return Recovery(cosines.mean().item(), f1.mean().item())
+
+
+def unit(rows: Tensor) -> Tensor:
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
