@@ -6,6 +6,7 @@ learnt, biases or thresholds are set so that about k latents fire.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import statistics
@@ -75,6 +76,7 @@ def peak_mb(trainer: Trainer, batch: int, d_in: int) -> float:
     """Most memory of three steps, batch included, beyond parameters, gradients and Adam's state."""
     n_parameters = sum(p.numel() for p in trainer.sae.parameters())
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed and kept would count as there before
     before = resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # starts VmHWM anew
     for _ in range(3):

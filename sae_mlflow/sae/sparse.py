@@ -63,8 +63,8 @@ def decode(latents: Tensor, support: Support, W_dec: Tensor) -> Tensor:
 
 def _chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]:
     """Each is made in the place of the one before, unless autocast makes it narrower."""
-    most = max(CHUNK_ELEMENTS // W_enc.shape[1], MIN_CHUNK_ROWS)
-    rows = math.ceil(len(centred) / max(math.ceil(len(centred) / most), 1))
+    wanted = max(CHUNK_ELEMENTS // W_enc.shape[1], MIN_CHUNK_ROWS)
+    rows = math.ceil(len(centred) / max(round(len(centred) / wanted), 1))
     buffer = None
     if not torch.is_autocast_enabled(centred.device.type):
         buffer = centred.new_empty(rows, W_enc.shape[1])
