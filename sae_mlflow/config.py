@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from sae_mlflow import architectures, naming
-from sae_mlflow.errors import UserError, known
+from sae_mlflow.errors import UserError, did_you_mean, known
 
 EMBEDDED_MODEL = "smollm2-135m"
 EMBEDDED_TEXT = "embedded"
@@ -110,8 +110,7 @@ class ActivationSettings(_Section):
 
 def _architecture(name: str) -> str:
     if name not in architectures.NAMES:
-        near = difflib.get_close_matches(name, architectures.NAMES, n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(name, architectures.NAMES)
         raise ValueError(f"there is none. {hint}There are: {known(architectures.NAMES)}")
     return name
 
@@ -320,8 +319,7 @@ def find_config(config: str) -> Path:
         if candidate.is_file():
             return candidate
     names = sorted({p.name for d in _config_folders() if d.is_dir() for p in d.glob("*.yaml")})
-    near = difflib.get_close_matches(asked.name, names, n=1)
-    hint = f"Did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(asked.name, names)
     raise UserError(
         f"Config {config!r} not found. {hint}There are: {known(names)}, or give a path."
     )

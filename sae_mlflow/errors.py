@@ -1,5 +1,6 @@
 """The one exception for what a user did: what is wrong, where, and how to fix it."""
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -14,3 +15,9 @@ def known(names: Iterable[str], limit: int = 12) -> str:
         return "none"
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} (and {len(names) - limit} more)"
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The nearest of the names there are, as a sentence and a space; empty where none is near."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"Did you mean {near[0]}? " if near else ""

@@ -17,7 +17,7 @@ from sae_mlflow.choice import finished_rows
 from sae_mlflow.config import Settings, load_settings
 from sae_mlflow.corpus import Windows, token_windows
 from sae_mlflow.errors import UserError
-from sae_mlflow.evaluate import Evaluation, StandIn, evaluate, held_out, site_caps
+from sae_mlflow.evaluate import Evaluation, evaluate, held_out, site_caps
 from sae_mlflow.evaluation_files import LATENT_PAGE, write_density, write_latent_page
 from sae_mlflow.firings import check_named
 from sae_mlflow.frames import describe
@@ -25,6 +25,7 @@ from sae_mlflow.hookpoints import LanguageModel
 from sae_mlflow.language_model import load_language_model, load_tokenizer
 from sae_mlflow.latent_cards import latent_cards
 from sae_mlflow.latent_page import Card
+from sae_mlflow.layer_evaluation import stored_stand_in
 from sae_mlflow.sites import Site
 from sae_mlflow.tracking import (
     CONFIG_FILE,
@@ -192,7 +193,7 @@ def _evaluate_group(
     caps = site_caps(lm, windows, sites, tokens=tokens, max_norm_ratio=ratio)
     for start in range(0, len(group), _SAES_AT_ONCE):
         some = group[start : start + _SAES_AT_ONCE]
-        stand_ins = [_stand_in(store, each, lm, caps) for each in some]
+        stand_ins = [stored_stand_in(store, each.row.run_id, lm, each.site, caps) for each in some]
         found = evaluate(lm, windows, stand_ins, tokens=tokens, keep_firings=True)
         for each, stand_in, evaluation in zip(some, stand_ins, found, strict=True):
             cards = latent_cards(
@@ -206,14 +207,6 @@ def _evaluate_group(
             )
             _log(store, each, evaluation, cards)
             yield _summary(each.row, evaluation)
-
-
-def _stand_in(
-    store: Store, trained: _Trained, lm: LanguageModel, caps: Mapping[str, float]
-) -> StandIn:
-    source = f"runs:/{trained.row.run_id}/{SAE_FOLDER}"
-    sae = export.load_sae(source, device=str(lm.device), tracking_uri=store.uri)
-    return StandIn(trained.site, sae, {h: caps[h] for h in trained.site.hookpoints})
 
 
 def _log(store: Store, trained: _Trained, evaluation: Evaluation, cards: Sequence[Card]) -> None:

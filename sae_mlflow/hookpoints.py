@@ -6,7 +6,6 @@ blocks, whatever the architecture calls it. `layers.10.mlp:input` is what the mo
 first tensor that it is called with.
 """
 
-import difflib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sae_mlflow import naming
-from sae_mlflow.errors import UserError, known
+from sae_mlflow.errors import UserError, did_you_mean, known
 
 
 class _AllCaptured(Exception):
@@ -80,8 +79,7 @@ class LanguageModel:
             re.sub(rf"^{re.escape(blocks)}(?=\.|$)", "layers", n) for n, _ in base.named_modules()
         ]
         inside = [n for n in names if n.startswith(f"{block_of(hookpoint)}.")]
-        near = difflib.get_close_matches(path, names, n=1)
-        hint = f"Did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(path, names)
         raise UserError(
             f"model.layers: {self.name} has no module {path!r}. {hint}There are: {known(inside)}."
         )

@@ -1,6 +1,6 @@
 """The evaluation at a training's end: of all layers together, logged to their runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +12,7 @@ from sae_mlflow.evaluation_files import write_density
 from sae_mlflow.hookpoints import LanguageModel
 from sae_mlflow.layer_activations import LayerActivations
 from sae_mlflow.report import Row
+from sae_mlflow.sites import Site
 from sae_mlflow.tracking import EVALUATION_FOLDER, SAE_FOLDER, Store
 
 # Of SAEs that are in memory at once: the LM's clean pass is shared by so many.
@@ -35,17 +36,26 @@ def evaluate_layers(
         UserError: the held-out text has nothing to evaluate on.
     """
     for group in _groups(list(zip(rows, all_acts, strict=True))):
-        stand_ins = [_stand_in(store, lm, row, acts) for row, acts in group]
+        stand_ins = [
+            stored_stand_in(store, row.run_id, lm, acts.site, acts.caps) for row, acts in group
+        ]
         found = evaluate(lm, windows, stand_ins, tokens=settings.evaluate.tokens)
         for (row, _), evaluation in zip(group, found, strict=True):
             row.evaluation.update(evaluation.metrics)
             _log(store, settings, row, evaluation)
 
 
-def _stand_in(store: Store, lm: LanguageModel, row: Row, acts: LayerActivations) -> StandIn:
-    source = f"runs:/{row.run_id}/{SAE_FOLDER}"
+def stored_stand_in(
+    store: Store, run_id: str, lm: LanguageModel, site: Site, caps: Mapping[str, float]
+) -> StandIn:
+    """A run's SAE, as it stands in the store, on the LM's device.
+
+    Args:
+        caps: the largest norm at each hookpoint; those of other sites are left out.
+    """
+    source = f"runs:/{run_id}/{SAE_FOLDER}"
     sae = export.load_sae(source, device=str(lm.device), tracking_uri=store.uri)
-    return StandIn(acts.site, sae, acts.caps)
+    return StandIn(site, sae, {hookpoint: caps[hookpoint] for hookpoint in site.hookpoints})
 
 
 def _groups(

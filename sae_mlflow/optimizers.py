@@ -1,6 +1,5 @@
 """Optimizers of torch, by name."""
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sae_mlflow.errors import UserError, known
+from sae_mlflow.errors import UserError, did_you_mean, known
 
 # need a closure, or gradients of another layout
 _UNFIT = {"LBFGS", "SparseAdam", "Optimizer"}
@@ -53,6 +52,5 @@ def _find(name: str) -> Any:
     }
     if name.lower() in there:
         return there[name.lower()]
-    near = difflib.get_close_matches(name.lower(), there, n=1)
-    hint = f"Did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(name.lower(), there)
     raise UserError(f"train.optimizer = {name!r} is not in torch. {hint}There are: {known(there)}.")

@@ -38,6 +38,7 @@ from sae_mlflow.report import Row, launcher_note, parent_note
 from sae_mlflow.sae import SAE, build_sae
 from sae_mlflow.stopwatch import Stopwatch
 from sae_mlflow.tracking import (
+    CONFIG_FILE,
     ROLE_LAYER,
     ROLE_SWEEP,
     SAE_FOLDER,
@@ -130,7 +131,7 @@ def _parent(store: Store, experiment: str, experiment_id: str, settings: Setting
         if launcher is not None:
             launcher.describe(launcher_note(experiment_id, parent.run_id, experiment))
     parent.log_params(settings.flat())
-    parent.log_text(settings.to_yaml(), "config.yaml")
+    parent.log_text(settings.to_yaml(), CONFIG_FILE)
     return parent
 
 

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sae_mlflow.config import SAESettings
 from sae_mlflow.sae.base import Sizes
-from sae_mlflow.sae.standard import StandardSAE, l1_coefficient
+from sae_mlflow.sae.standard import StandardSAE
 
 
 class CrosscoderSAE(StandardSAE):
@@ -25,10 +24,6 @@ class CrosscoderSAE(StandardSAE):
         super().__init__(sizes, l1_coefficient)
         assert sum(sizes.widths) == sizes.d_in
         self.widths = sizes.widths
-
-    @classmethod
-    def from_settings(cls, settings: SAESettings, sizes: Sizes) -> "CrosscoderSAE":
-        return cls(sizes, l1_coefficient(settings, sizes.widths[0]))
 
     @classmethod
     def from_config(cls, config: dict[str, Any], sizes: Sizes) -> "CrosscoderSAE":

@@ -1,20 +1,17 @@
 """Gated: Rajamanoharan et al. 2024, Improving dictionary learning with gated SAEs (2404.16014)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from sae_mlflow.config import SAESettings
 from sae_mlflow.sae import sparse
-from sae_mlflow.sae.base import SAE, Batch, Sizes, StepLoss
+from sae_mlflow.sae.base import Batch, Sizes, StepLoss
+from sae_mlflow.sae.l1 import L1SAE
 from sae_mlflow.sae.select import Above
-from sae_mlflow.sae.standard import l1_coefficient
 from sae_mlflow.sae.support import Support
 
 
-class GatedSAE(SAE):
+class GatedSAE(L1SAE):
     """Which latents fire is decided by one path, how strongly by another with the same directions.
 
     z = 1[p_g > 0] relu((p_g - b_gate) exp(r_mag) + b_mag), p_g = (x - b_dec) W_enc + b_gate. The
@@ -28,20 +25,11 @@ class GatedSAE(SAE):
     r_mag: nn.Parameter
 
     def __init__(self, sizes: Sizes, l1_coefficient: float = 0.0) -> None:
-        super().__init__(sizes)
+        super().__init__(sizes, l1_coefficient)
         del self.b_enc
         self.b_gate = nn.Parameter(torch.zeros(self.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(self.d_sae))
         self.r_mag = nn.Parameter(torch.zeros(self.d_sae))
-        self.l1_coefficient = l1_coefficient
-
-    @classmethod
-    def from_settings(cls, settings: SAESettings, sizes: Sizes) -> "GatedSAE":
-        return cls(sizes, l1_coefficient(settings, sizes.d_in))
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], sizes: Sizes) -> "GatedSAE":
-        return cls(sizes)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Support]:
         gates, support = self._gates(x)
@@ -53,9 +41,7 @@ class GatedSAE(SAE):
         recon = self._decoded(latents, support, batch.x)
         open_gates = gates.relu()
         from_gates = sparse.decode(open_gates, support, self.W_dec.detach()) + self.b_dec.detach()
-        lengths = support.spread(self.W_dec.norm(dim=1))
-        penalty = (open_gates * lengths).sum() / max(support.n_tokens, 1)
-        sparsity = self.l1_coefficient * sparsity_warmup * penalty
+        sparsity = self.l1_penalty(open_gates, support, sparsity_warmup)
         auxiliary = mse_loss(from_gates, batch.y)
         return StepLoss(
             recon=recon.detach(),

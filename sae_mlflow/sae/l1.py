@@ -1,0 +1,41 @@
+"""What SAEs with an L1 penalty share: its coefficient, and how it weighs latents."""
+
+from typing import Any
+
+from torch import Tensor
+
+from sae_mlflow.config import SAESettings
+from sae_mlflow.sae.base import SAE, Sizes
+from sae_mlflow.sae.support import Support
+
+
+class L1SAE(SAE):
+    """An SAE whose latents' strength is penalised: lambda sum_i z_i ||W_dec,i||."""
+
+    def __init__(self, sizes: Sizes, l1_coefficient: float = 0.0) -> None:
+        """
+        Args:
+            l1_coefficient: lambda, against a reconstruction loss that is a mean over dimensions.
+        """
+        super().__init__(sizes)
+        self.l1_coefficient = l1_coefficient
+
+    @classmethod
+    def from_settings(cls, settings: SAESettings, sizes: Sizes) -> "L1SAE":
+        """Unset, lambda is Anthropic's 5 brought from a sum over a layer's width to a mean."""
+        width = sizes.widths[0] if sizes.widths else sizes.d_in
+        return cls(sizes, 5 / width if settings.l1_coefficient is None else settings.l1_coefficient)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], sizes: Sizes) -> "L1SAE":
+        return cls(sizes)
+
+    def l1_penalty(self, latents: Tensor, support: Support, warmup: float) -> Tensor:
+        """The penalty of a batch, at `warmup` of its coefficient."""
+        lengths = support.spread(self.decoder_lengths())
+        penalty = (latents * lengths).sum() / max(support.n_tokens, 1)
+        return self.l1_coefficient * warmup * penalty
+
+    def decoder_lengths(self) -> Tensor:
+        """`[d_sae]`: what the penalty weighs each latent by."""
+        return self.W_dec.norm(dim=1)
