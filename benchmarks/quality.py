@@ -2,7 +2,8 @@
 
 The same activations (SmolLM2, cached), the same batches in the same order, the same number of steps
 and the same k; each trainer with its own defaults (`peer_steps.py`). One JSON line a training, then
-a table: mean and spread (standard deviation) over seeds.
+a table: mean and spread (standard deviation) over seeds. With `--results` the whole comparison,
+which takes hours, can be made in several sittings.
 """
 
 import argparse
@@ -10,8 +11,10 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import peer_steps
@@ -115,15 +118,30 @@ def load(overrides: str, layers: str) -> tuple[Settings, list[LayerActivations]]
     return settings, open_activations(plan)
 
 
-def table(results: dict[tuple[int, str, str], list[dict[str, float]]]) -> Iterator[str]:
-    yield "| steps | layer | trainer | held-out FVU | never fire | seconds |"
+def key_of(facts: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells one training from another."""
+    return tuple(facts[name] for name in ("steps", "layer", "trainer", "seed"))
+
+
+def read(file: Path | None) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Trainings of an earlier run, by `key_of`."""
+    if file is None or not file.exists():
+        return {}
+    return {key_of(facts): facts for facts in map(json.loads, file.read_text().splitlines())}
+
+
+def table(results: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Markdown: mean and standard deviation over seeds."""
+    entries: dict[tuple[int, str, str], list[dict[str, Any]]] = defaultdict(list)
+    for facts in results:
+        entries[facts["steps"], facts["layer"], facts["trainer"]].append(facts)
+    yield "| steps | layer | trainer | seeds | held-out FVU | never fire |"
     yield "|---:|---|---|---:|---:|---:|"
-    for (steps, layer, name), runs in sorted(results.items()):
-        fvu, dead, seconds = ([run[key] for run in runs] for key in ("fvu", "dead", "seconds"))
+    for (steps, layer, name), runs in sorted(entries.items()):
+        fvu, dead = ([run[figure] for run in runs] for figure in ("fvu", "dead"))
         yield (
-            f"| {steps:,} | {layer} | {name} | {statistics.mean(fvu):.4f} ± "
-            f"{statistics.pstdev(fvu):.4f} | {statistics.mean(dead):.1%} | "
-            f"{statistics.mean(seconds):.0f} |"
+            f"| {steps:,} | {layer} | {name} | {len(runs)} | {statistics.mean(fvu):.4f} ± "
+            f"{statistics.pstdev(fvu):.4f} | {statistics.mean(dead):.1%} |"
         )
 
 
@@ -134,19 +152,25 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="trainers, by name")
     parser.add_argument("--set", default="", help='our settings, as "train.learning_rate=1e-3"')
+    parser.add_argument(
+        "--results", type=Path, help="a file of such lines: what stands there isn't trained again"
+    )
     args = parser.parse_args()
     keep_freed_memory()
     settings, all_acts = load(args.set, args.layers)
-    results: dict[tuple[int, str, str], list[dict[str, float]]] = defaultdict(list)
-    for steps in args.steps:
-        for acts in all_acts:
-            for seed in range(args.seeds):
-                for name in args.only or list(trainers(settings, acts, steps, seed)):
-                    figures = trained(name, settings, acts, steps, seed)
-                    results[steps, acts.site.label, name].append(figures)
-                    facts = {"steps": steps, "layer": acts.site.label, "trainer": name}
-                    print(json.dumps(facts | {"seed": seed} | figures), flush=True)
-    print("\n".join(table(results)))
+    results = read(args.results)
+    for steps, seed, acts in product(args.steps, range(args.seeds), all_acts):
+        for name in args.only or list(trainers(settings, acts, steps, seed)):
+            facts = {"steps": steps, "layer": acts.site.label, "trainer": name, "seed": seed}
+            if key_of(facts) in results:
+                continue
+            facts |= trained(name, settings, acts, steps, seed)
+            results[key_of(facts)] = facts
+            print(json.dumps(facts), flush=True)
+            if args.results:
+                with args.results.open("a") as file:
+                    file.write(json.dumps(facts) + "\n")
+    print("\n".join(table(results.values())))
 
 
 if __name__ == "__main__":
