@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from sae_mlflow.cli import make_app, run_cli
+from sae_mlflow.commands.cli import make_app, run_cli
+from sae_mlflow.commands.evaluate import evaluate_command
+from sae_mlflow.commands.export import export_command
+from sae_mlflow.commands.registry import promote_command, register_command
 from sae_mlflow.config import load_settings, parse_set, setting_docs
 from sae_mlflow.errors import UserError
-from sae_mlflow.evaluate_command import evaluate_command
-from sae_mlflow.export_command import export_command
 from sae_mlflow.plot import plot_command
-from sae_mlflow.registry_commands import promote_command, register_command
 
 app = make_app(help="Sparse autoencoders on language-model activations, kept as MLflow runs.")
 cache_app = make_app(help="Cached activations of language models.")
@@ -83,13 +83,13 @@ def train(
 
 
 def _train(settings: Any, experiment_name: str | None, tracking_uri: str | None) -> None:
-    from sae_mlflow.display import Display
-    from sae_mlflow.stopwatch import Stopwatch
+    from sae_mlflow.reporting.display import Display
+    from sae_mlflow.reporting.stopwatch import Stopwatch
 
     clock = Stopwatch()
     with clock.stage("imports"):
         from sae_mlflow.pipeline import run_training
-        from sae_mlflow.report import COLUMNS
+        from sae_mlflow.reporting.layer_table import COLUMNS
 
     display = Display()
     training = run_training(
@@ -120,7 +120,7 @@ def _tag_launcher(error: UserError) -> None:
     if "MLFLOW_RUN_ID" not in os.environ:
         return
     print(f"error: {error}", file=sys.stderr, flush=True)  # before mlflow's slow import
-    from sae_mlflow.tracking import tag_launcher
+    from sae_mlflow.tracking.store import tag_launcher
 
     tag_launcher({"sae.failure": str(error)})
     raise SystemExit(2)
@@ -136,7 +136,7 @@ def settings_command() -> None:
 @cache_app.command("list")
 def cache_list() -> None:
     """Show what is cached."""
-    from sae_mlflow.activation_cache import in_units, list_cache
+    from sae_mlflow.activations.cache import in_units, list_cache
 
     entries = list_cache()
     for entry in entries:
@@ -159,7 +159,7 @@ def cache_prune(
     everything: Annotated[bool, typer.Option("--all", help="All entries.")] = False,
 ) -> None:
     """Delete cached activations; a training that needs them collects them again."""
-    from sae_mlflow.activation_cache import in_units, prune_cache
+    from sae_mlflow.activations.cache import in_units, prune_cache
 
     if not keys and older_than_days is None and not everything:
         raise UserError("Nothing was chosen. Give keys (`cache list`), --older-than-days or --all.")

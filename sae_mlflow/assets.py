@@ -20,7 +20,7 @@ import platformdirs
 from filelock import FileLock
 
 from sae_mlflow.errors import UserError
-from sae_mlflow.quiet import quiet_transformers
+from sae_mlflow.lm.quiet import quiet_transformers
 
 log = logging.getLogger(__name__)
 

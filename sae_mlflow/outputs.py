@@ -4,12 +4,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from sae_mlflow import export, naming
+from sae_mlflow import naming
+from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
+from sae_mlflow.formats import sae_files
 from sae_mlflow.history import write_history
-from sae_mlflow.layer_activations import LayerActivations
-from sae_mlflow.pictures import OVERLAY_METRICS
+from sae_mlflow.plots.pictures import OVERLAY_METRICS
 from sae_mlflow.sae import SAE
 
 
@@ -32,9 +33,9 @@ def write_layer(
     folder, label = _folder(settings), acts.site.label
     folder.mkdir(parents=True, exist_ok=True)
     write_history(folder / f"{label}_training_history.json", history)
-    export.save_sae(sae, folder / f"{label}_sae", acts, settings)
+    sae_files.save_sae(sae, folder / f"{label}_sae", acts, settings)
     if settings.output.pt:
-        export.save_pt(sae, folder / f"{label}_sae.pt", acts, settings)
+        sae_files.save_pt(sae, folder / f"{label}_sae.pt", acts, settings)
 
 
 def draw_layer(settings: Settings, layer: str, history: Mapping[str, list[float]]) -> None:

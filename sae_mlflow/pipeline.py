@@ -10,34 +10,27 @@ from pathlib import Path
 
 import torch
 
-from sae_mlflow import activation_cache, export, naming, outputs
-from sae_mlflow.activations import (
-    ActivationPlan,
-    LayerActivations,
-    fill_activations,
-    open_activations,
-    plan_activations,
-)
+from sae_mlflow import naming, outputs
+from sae_mlflow.activations import cache
+from sae_mlflow.activations.harvest import fill_activations
+from sae_mlflow.activations.layer import LayerActivations, open_activations
+from sae_mlflow.activations.plan import ActivationPlan, plan_activations
 from sae_mlflow.config import Settings
-from sae_mlflow.corpus import Windows, token_windows
-from sae_mlflow.display import Display
 from sae_mlflow.errors import UserError
+from sae_mlflow.evaluation.layers import evaluate_layers
+from sae_mlflow.formats import sae_files
 from sae_mlflow.history import write_history
-from sae_mlflow.language_model import (
-    LanguageModel,
-    check_model,
-    load_language_model,
-    load_tokenizer,
-    resolve_device,
-)
-from sae_mlflow.layer_evaluation import evaluate_layers
+from sae_mlflow.lm.hookpoints import LanguageModel
+from sae_mlflow.lm.loading import check_model, load_language_model, load_tokenizer, resolve_device
 from sae_mlflow.memory import keep_freed_memory
 from sae_mlflow.optimizers import check_optimizer
-from sae_mlflow.registry import register_run
-from sae_mlflow.report import Row, launcher_note, parent_note
+from sae_mlflow.reporting.display import Display
+from sae_mlflow.reporting.layer_table import Row, launcher_note, parent_note
+from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.sae import SAE, build_sae
-from sae_mlflow.stopwatch import Stopwatch
-from sae_mlflow.tracking import (
+from sae_mlflow.text.corpus import Windows, token_windows
+from sae_mlflow.tracking.registry import register_run
+from sae_mlflow.tracking.store import (
     CONFIG_FILE,
     ROLE_LAYER,
     ROLE_SWEEP,
@@ -164,10 +157,10 @@ def _check_trainable(plan: ActivationPlan) -> None:
 
 
 def _harvest(training: Training, plan: ActivationPlan) -> None:
-    free = shutil.disk_usage(activation_cache.activations_folder()).free
+    free = shutil.disk_usage(cache.activations_folder()).free
     training.display.say(
-        f"Activations to write: {activation_cache.in_units(plan.bytes_to_write)} in {plan.folder} "
-        f"({activation_cache.in_units(free)} free)"
+        f"Activations to write: {cache.in_units(plan.bytes_to_write)} in {plan.folder} "
+        f"({cache.in_units(free)} free)"
     )
     lm = _language_model(training)
     with (
@@ -302,7 +295,7 @@ def _log_results(
     write_history(file, history)
     run.log_file(file)
     weights = scratch / SAE_FOLDER
-    export.save_sae(sae, weights, acts, training.settings)
+    sae_files.save_sae(sae, weights, acts, training.settings)
     run.log_folder(weights, SAE_FOLDER)
     if training.settings.register_model:
         _register(training, run, weights)

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sae_mlflow import naming
-from sae_mlflow.choice import Choice, check_metric, parse_layers
-from sae_mlflow.cli import make_app, run_cli
-from sae_mlflow.drawing import draw, drawing_processes
+from sae_mlflow.commands.cli import make_app, run_cli
 from sae_mlflow.errors import UserError
-from sae_mlflow.file_plots import draw_history_file, draw_sae_dir
 from sae_mlflow.history import REQUIRED_KEYS, check_history, read_history
-from sae_mlflow.pictures import layer_pictures, overlay_pictures, stem
-from sae_mlflow.store_plots import draw_experiment, draw_layer_run, draw_parent
+from sae_mlflow.plots.choice import Choice, check_metric, parse_layers
+from sae_mlflow.plots.drawing import draw, drawing_processes
+from sae_mlflow.plots.files import draw_history_file, draw_sae_dir
+from sae_mlflow.plots.pictures import layer_pictures, overlay_pictures, stem
+from sae_mlflow.plots.runs import draw_experiment, draw_layer_run, draw_parent
 
 __all__ = [
     "draw_experiment",
@@ -81,7 +81,7 @@ def plot_all_layers_comparison(
     Raises:
         UserError: a history is bad, none has the metric, or the folder can't be written.
     """
-    from sae_mlflow.frames import history_table
+    from sae_mlflow.plots.frames import history_table
 
     checked = {
         naming.layer_label(layer): check_history(history, f"the history of {layer!r}", ())
@@ -116,7 +116,7 @@ def _plot_layer(
     needed: Sequence[str],
     which: slice,
 ) -> list[Path]:
-    from sae_mlflow.frames import history_table
+    from sae_mlflow.plots.frames import history_table
 
     label = naming.layer_label(layer)
     checked = check_history(history, f"The history of {model_name} {label}", needed)
@@ -216,7 +216,7 @@ def _from_store(experiment: str, choice: Choice, tracking_uri: str | None) -> It
     if not choice.log and choice.output_dir is None:
         raise UserError("--no-log without --output-dir DIR would leave no picture. Add the latter.")
     with drawing_processes() as pool:
-        from sae_mlflow.tracking import Store
+        from sae_mlflow.tracking.store import Store
 
         yield from draw_experiment(Store(tracking_uri), experiment, choice, pool)
 

@@ -19,10 +19,10 @@ from spliced_models import (
     zero_sae,
 )
 
-from sae_mlflow.corpus import Windows
 from sae_mlflow.errors import UserError
-from sae_mlflow.evaluate import StandIn, evaluate, site_caps
-from sae_mlflow.predictions import Predictions, recovered_share
+from sae_mlflow.evaluation.evaluate import StandIn, evaluate, site_caps
+from sae_mlflow.evaluation.predictions import Predictions, recovered_share
+from sae_mlflow.text.corpus import Windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENS = 6 * CONTEXT
@@ -134,7 +134,7 @@ def test_windows_go_through_in_batches_and_no_more_are_read_than_asked(monkeypat
     lm = tiny_lm("llama")
     one = stand_in(residual(1), random_sae(D_MODEL))
     (whole,) = metrics_of(lm, one)
-    monkeypatch.setattr("sae_mlflow.evaluate._LOGIT_BYTES", 1)  # a window at a time
+    monkeypatch.setattr("sae_mlflow.evaluation.evaluate._LOGIT_BYTES", 1)  # a window at a time
     (single,) = metrics_of(lm, one)
     for key, value in whole.items():
         assert single[key] == pytest.approx(value, rel=1e-5), key

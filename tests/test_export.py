@@ -21,8 +21,8 @@ from saved_saes import (
 from sae_mlflow import load_sae
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
-from sae_mlflow.export import FORMATS, export_sae, read_stored, save_pt
-from sae_mlflow.sites import sites
+from sae_mlflow.formats.sae_files import FORMATS, export_sae, read_stored, save_pt
+from sae_mlflow.lm.sites import sites
 
 
 @pytest.fixture

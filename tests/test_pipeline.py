@@ -9,9 +9,9 @@ import yaml
 
 from sae_mlflow import load_sae
 from sae_mlflow.config import load_settings
-from sae_mlflow.display import Display
 from sae_mlflow.history import read_history
 from sae_mlflow.pipeline import run_training
+from sae_mlflow.reporting.display import Display
 
 EPOCHS = 3
 LAYERS = [1, "layers.2.mlp"]
@@ -195,9 +195,10 @@ def test_the_stored_weights_reconstruct_raw_activations_as_well_as_the_run_says(
     store, layers, settings, training
 ):
     """The held-out FVU, recomputed in float64 from the cache's raw activations."""
-    from sae_mlflow.activations import open_activations, plan_activations
-    from sae_mlflow.corpus import token_windows
-    from sae_mlflow.language_model import load_tokenizer
+    from sae_mlflow.activations.layer import open_activations
+    from sae_mlflow.activations.plan import plan_activations
+    from sae_mlflow.lm.loading import load_tokenizer
+    from sae_mlflow.text.corpus import token_windows
 
     windows = token_windows(settings.text, load_tokenizer(settings.model))
     for run, acts in zip(

@@ -14,13 +14,13 @@ from saved_saes import saved
 from sae_mlflow import __main__ as cli
 from sae_mlflow import load_sae, pipeline
 from sae_mlflow.config import Settings, load_settings, parse_set, setting_docs
-from sae_mlflow.display import Display
 from sae_mlflow.errors import UserError
 from sae_mlflow.naming import registered_name, sanitise
 from sae_mlflow.pipeline import Training, run_training
-from sae_mlflow.registry import promote, register_run
-from sae_mlflow.stopwatch import Stopwatch
-from sae_mlflow.tracking import Store
+from sae_mlflow.reporting.display import Display
+from sae_mlflow.reporting.stopwatch import Stopwatch
+from sae_mlflow.tracking.registry import promote, register_run
+from sae_mlflow.tracking.store import Store
 
 
 @pytest.fixture(scope="module")

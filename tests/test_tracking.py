@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from sae_mlflow.errors import UserError
-from sae_mlflow.reach import check_reachable, hide_password
-from sae_mlflow.tracking import Store, launched_experiment_id
+from sae_mlflow.tracking.reach import check_reachable, hide_password
+from sae_mlflow.tracking.store import Store, launched_experiment_id
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_a_store_that_nobody_serves_is_said_at_once(scheme):
 
 
 def test_a_server_that_never_answers_is_given_up_on(monkeypatch):
-    monkeypatch.setattr("sae_mlflow.reach._PROBE_SECONDS", 0.3)
+    monkeypatch.setattr("sae_mlflow.tracking.reach._PROBE_SECONDS", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
