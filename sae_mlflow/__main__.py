@@ -120,7 +120,7 @@ def _tag_launcher(error: UserError) -> None:
     if "MLFLOW_RUN_ID" not in os.environ:
         return
     print(f"error: {error}", file=sys.stderr, flush=True)  # before mlflow's slow import
-    from sae_mlflow.tracking.store import tag_launcher
+    from sae_mlflow.tracking.launcher import tag_launcher
 
     tag_launcher({"sae.failure": str(error)})
     raise SystemExit(2)

@@ -29,16 +29,11 @@ from sae_mlflow.reporting.layer_table import Row, launcher_note, parent_note
 from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.sae import SAE, build_sae
 from sae_mlflow.text.corpus import Windows, token_windows
+from sae_mlflow.tracking.contents import CONFIG_FILE, ROLE_LAYER, ROLE_SWEEP, SAE_FOLDER
+from sae_mlflow.tracking.launcher import launched_experiment_id, launched_run
+from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.registry import register_run
-from sae_mlflow.tracking.store import (
-    CONFIG_FILE,
-    ROLE_LAYER,
-    ROLE_SWEEP,
-    SAE_FOLDER,
-    OpenRun,
-    Store,
-    launched_experiment_id,
-)
+from sae_mlflow.tracking.store import Store
 from sae_mlflow.train import EpochRecord, StepRecord, Trainer, train
 
 
@@ -114,7 +109,7 @@ def _experiment(store: Store, settings: Settings, name: str | None) -> tuple[str
 
 def _parent(store: Store, experiment: str, experiment_id: str, settings: Settings) -> OpenRun:
     """The sweep's run: the one that `mlflow run` made where it is in the right experiment."""
-    launcher = store.launcher()
+    launcher = launched_run(store)
     tags = {"sae.role": ROLE_SWEEP, "sae.model": settings.model.label}
     if launcher is not None and launcher.experiment_id == experiment_id:
         launcher.tag(tags)

@@ -15,7 +15,7 @@ from sae_mlflow.plots.frames import (
     run_table,
     setting_labels,
 )
-from sae_mlflow.tracking.store import RunRow
+from sae_mlflow.tracking.contents import RunRow
 
 
 def row(run_id: str, layer: str = "layer10", model: str = MODEL, **params: object) -> RunRow:

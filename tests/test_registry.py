@@ -156,7 +156,7 @@ def test_promote_moves_best_to_the_lowest_fvu_within_the_l0(store, trained, expe
     assert f"from version 1 to version 2 (run {dense}" in next(promote(store, experiment, 64))
     assert f"from version 2 to version 3 (run {worse}" in next(promote(store, experiment, 31))
     assert "from version 3 to version 1" in next(promote(store, experiment, 32))
-    assert store.aliased_version(name, "best") == "1"
+    assert store.models.aliased_version(name, "best") == "1"
 
 
 def test_promote_goes_by_model_and_layer_or_one_of_them(store, trained, experiment, model):

@@ -31,7 +31,8 @@ def export_command(
     if not output:
         raise UserError("--output is empty. Name a new folder.")
     from sae_mlflow.formats.sae_files import check_format, export_sae, read_stored
-    from sae_mlflow.tracking.store import SAE_FOLDER, Store
+    from sae_mlflow.tracking.contents import SAE_FOLDER
+    from sae_mlflow.tracking.store import Store
 
     check_format(format_)
     source = model or ""

@@ -13,7 +13,8 @@ from sae_mlflow.lm.hookpoints import LanguageModel
 from sae_mlflow.lm.sites import Site
 from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.text.corpus import Windows
-from sae_mlflow.tracking.store import EVALUATION_FOLDER, SAE_FOLDER, Store
+from sae_mlflow.tracking.contents import EVALUATION_FOLDER, SAE_FOLDER
+from sae_mlflow.tracking.store import Store
 
 # Of SAEs that are in memory at once: the LM's clean pass is shared by so many.
 _TOGETHER_BYTES = 1 << 30

@@ -27,7 +27,7 @@ from sae_mlflow.lm.sites import Site
 from sae_mlflow.plots.choice import finished_rows
 from sae_mlflow.plots.frames import describe
 from sae_mlflow.text.corpus import Windows, token_windows
-from sae_mlflow.tracking.store import (
+from sae_mlflow.tracking.contents import (
     CONFIG_FILE,
     DIGEST_LENGTH,
     EVALUATION_FOLDER,
@@ -35,8 +35,8 @@ from sae_mlflow.tracking.store import (
     ROLE_SWEEP,
     SAE_FOLDER,
     RunRow,
-    Store,
 )
+from sae_mlflow.tracking.store import Store
 
 _SAES_AT_ONCE = 8  # that share a clean pass, and the memory
 

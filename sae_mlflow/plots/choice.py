@@ -9,7 +9,8 @@ from sae_mlflow import naming
 from sae_mlflow.errors import UserError, known
 
 if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.store import RunRow, Store
+    from sae_mlflow.tracking.contents import RunRow
+    from sae_mlflow.tracking.store import Store
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from sae_mlflow import naming
 from sae_mlflow.history import STORED_INFINITY
 
 if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.store import RunRow, Store
+    from sae_mlflow.tracking.contents import RunRow
+    from sae_mlflow.tracking.store import Store
 
 COLUMNS = ["run_id", "model", "layer", "setting", "seed", "epoch", "metric", "value"]
 """Of every table here. `setting` says how a run's settings differ from the others' (`sae.k=32`),

@@ -33,7 +33,8 @@ if TYPE_CHECKING:  # pandas and mlflow take seconds to import
 
     import pandas as pd
 
-    from sae_mlflow.tracking.store import RunRow, Store
+    from sae_mlflow.tracking.contents import RunRow
+    from sae_mlflow.tracking.store import Store
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 
 from sae_mlflow import naming
 from sae_mlflow.errors import UserError, known
-from sae_mlflow.tracking.store import ROLE_LAYER, SAE_FOLDER, RunRow, Store
+from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER, RunRow
+from sae_mlflow.tracking.store import Store
 
 BEST = "best"
 _CODE = Path(__file__).with_name("registered_model.py")
@@ -43,12 +44,12 @@ def register_run(store: Store, run_id: str, folder: Path | None = None) -> tuple
     """
     row = layer_run(store, run_id)
     name = naming.registered_name(row.model, row.layer)
-    found = store.registered_version(name, run_id)
+    found = store.models.version_of_run(name, run_id)
     if found is not None:
         return f"models:/{name}/{found}", False
     with TemporaryDirectory() as scratch:
         source = folder or store.download(f"runs:/{run_id}/{SAE_FOLDER}", Path(scratch))
-        number = store.register_model(name, row, _CODE, {"sae": source}, _requirements())
+        number = store.models.register(name, row, _CODE, {"sae": source}, _requirements())
     return f"models:/{name}/{number}", True
 
 
@@ -134,12 +135,12 @@ def _lowest(rows: Sequence[RunRow]) -> str:
 
 
 def _move(store: Store, name: str, row: RunRow) -> str:
-    before = store.aliased_version(name, BEST)
+    before = store.models.aliased_version(name, BEST)
     uri, _ = register_run(store, row.run_id)
     number = uri.rpartition("/")[2]
     facts = f"val_fvu {row.metrics['val_fvu']:.4g} at L0 {row.metrics['val_l0_norm']:.4g}"
     if before == number:
         return f"models:/{name}@{BEST} stays at version {number} (run {row.run_id}, {facts})"
-    store.move_alias(name, BEST, number)
+    store.models.move_alias(name, BEST, number)
     came = f" from version {before}" if before else ""
     return f"models:/{name}@{BEST} moved{came} to version {number} (run {row.run_id}, {facts})"
