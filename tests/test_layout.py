@@ -46,38 +46,50 @@ def imported(file):
 
 @functools.cache
 def edges():
+    """What each module imports of ours."""
     known = modules()
     return {name: {m for m in imported(file) if m in known} for name, file in known.items()}
 
 
-def reached_from(name):
-    """The modules of ours that a module imports, and that those import."""
-    found = set()
-    waiting = [name]
+def home(name):
+    """A module's folder; of one at the top, itself."""
+    return name.split(".")[0]
+
+
+@functools.cache
+def home_edges():
+    found = {home(name): set() for name in modules()}
+    for name, others in edges().items():
+        found[home(name)] |= {home(other) for other in others} - {home(name)}
+    return found
+
+
+def reached_from(name, edges):
+    """All that one gets to by following imports."""
+    found, waiting = set(), [name]
     while waiting:
-        new = edges()[waiting.pop()] - found
+        new = edges[waiting.pop()] - found
         found |= new
         waiting += new
     return found
 
 
 def test_imports_run_one_way():
-    """No module can be reached from itself."""
-    assert [n for n in sorted(modules()) if n != "__init__" and n in reached_from(n)] == []
+    """No module can be reached from itself, and no folder."""
+    assert [name for name in edges() if name in reached_from(name, edges())] == []
+    assert [name for name in home_edges() if name in reached_from(name, home_edges())] == []
 
 
 def test_nothing_below_the_pipeline_knows_the_tracker_or_the_plots():
-    known = modules()
     above = {"tracking", "plot", "plots", "pipeline", "commands", "reporting"}
     below = [
         name
-        for name in known
-        if name in {"train", "metrics"}
-        or name.split(".")[0] in {"text", "lm", "activations", "sae"}
+        for name in modules()
+        if home(name) in {"train", "metrics", "text", "lm", "activations", "sae"}
     ]
     assert len(below) > 20
     for name in below:
-        assert not {other.split(".")[0] for other in imported(known[name])} & above, name
+        assert not {home(other) for other in edges()[name]} & above, name
 
 
 def libraries(file):
@@ -90,7 +102,7 @@ def libraries(file):
 
 
 def test_only_tracking_imports_mlflow():
-    users = {name.split(".")[0] for name, file in modules().items() if "mlflow" in libraries(file)}
+    users = {home(name) for name, file in modules().items() if "mlflow" in libraries(file)}
     assert users == {"tracking"}
 
 
@@ -98,7 +110,7 @@ def test_nothing_imports_the_code_of_a_registered_model():
     """MLflow runs it, where only the installed package is at hand."""
     name = "tracking.registered_model"
     assert name in modules()
-    assert [other for other, file in modules().items() if name in imported(file)] == []
+    assert [other for other in modules() if name in edges()[other]] == []
 
 
 def test_plotting_imports_neither_torch_nor_transformers():
@@ -106,10 +118,10 @@ def test_plotting_imports_neither_torch_nor_transformers():
     known = modules()
     heavy = {name for name, file in known.items() if {"torch", "transformers"} & {*libraries(file)}}
     assert {"train", "sae.base", "lm.loading"} <= heavy
-    plotting = [name for name in known if name == "plot" or name.split(".")[0] == "plots"]
+    plotting = [name for name in known if home(name) in {"plot", "plots"}]
     assert len(plotting) > 10
     for name in plotting:
-        assert not heavy & {name, *reached_from(name)}, name
+        assert not heavy & {name, *reached_from(name, edges())}, name
 
 
 def test_the_package_and_its_command_line_import_nothing_heavy():

@@ -11,6 +11,7 @@ from pathlib import Path
 from sae_mlflow import assets
 from sae_mlflow.config import EMBEDDED_MODEL, ModelSettings
 from sae_mlflow.errors import UserError
+from sae_mlflow.lm import embedded
 
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 _HUB_SECONDS = 10
@@ -40,7 +41,7 @@ def locate(model: ModelSettings) -> ModelFiles:
 @functools.lru_cache(maxsize=8)
 def _locate(name: str, revision: str | None) -> ModelFiles:
     if name == EMBEDDED_MODEL:
-        folder = assets.embedded_model()
+        folder = embedded.embedded_model()
         return ModelFiles(str(folder), None, folder)
     check_name(name)
     folder = Path(name).expanduser()
@@ -134,7 +135,7 @@ def weights_hash(model: ModelSettings) -> str:
     A local folder's weight files are read once; the cache folder remembers by path, size and time.
     """
     if model.name == EMBEDDED_MODEL:
-        return f"sha256:{assets.MODEL.member_sha256}"
+        return f"sha256:{embedded.MODEL.member_sha256}"
     files = locate(model)
     if files.commit:
         return f"hub:{files.path}@{files.commit}"

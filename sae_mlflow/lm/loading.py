@@ -11,6 +11,7 @@ import torch
 from sae_mlflow import naming
 from sae_mlflow.config import EMBEDDED_MODEL, ModelSettings, Settings
 from sae_mlflow.errors import UserError, known
+from sae_mlflow.lm import embedded
 from sae_mlflow.lm.files import check_name, locate
 from sae_mlflow.lm.hookpoints import LanguageModel, block_of
 from sae_mlflow.lm.quiet import quiet_transformers
@@ -26,18 +27,6 @@ class ModelShape:
     vocab_size: int
     max_context: int | None
     """Tokens it reads at once; None where its positions have no end."""
-
-
-# SmolLM2-135M's, known before the model is fetched
-_EMBEDDED_CONFIG: dict[str, Any] = {
-    "num_hidden_layers": 30,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49_152,
-    "max_position_embeddings": 8192,
-}
 
 
 def check_model(settings: Settings) -> ModelShape:
@@ -64,7 +53,7 @@ def check_model(settings: Settings) -> ModelShape:
 def model_shape(model: ModelSettings) -> ModelShape:
     """A model's size; of the embedded one without fetching it."""
     if model.name == EMBEDDED_MODEL:
-        config: Any = SimpleNamespace(**_EMBEDDED_CONFIG)
+        config: Any = SimpleNamespace(**embedded.CONFIG)
     else:
         check_name(model.name)  # in less time than it takes to import transformers
         config = _config(model).get_text_config()
@@ -107,7 +96,7 @@ def _config(model: ModelSettings) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if model.name == EMBEDDED_MODEL:
-        return LlamaConfig(**_EMBEDDED_CONFIG)
+        return LlamaConfig(**embedded.CONFIG)
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(locate(model).folder, local_files_only=True)

@@ -10,9 +10,9 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sae_mlflow import assets
 from sae_mlflow.config import EMBEDDED_TEXT, TextSettings
 from sae_mlflow.errors import UserError, known
+from sae_mlflow.text.embedded import embedded_text
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
 _SHUFFLE_CHARACTERS = 64 * 1024 * 1024
@@ -23,7 +23,7 @@ def documents(text: TextSettings) -> tuple[str, Iterator[str]]:
     """What is read, for the record, and its documents in random order."""
     sources = [text.source] if isinstance(text.source, str) else list(text.source)
     if sources == [EMBEDDED_TEXT]:
-        articles = json.loads(assets.embedded_text().read_text(encoding="utf-8")).values()
+        articles = json.loads(embedded_text().read_text(encoding="utf-8")).values()
         extracts = [article["extract"] for article in articles]
         name = "embedded: English Wikipedia summaries (CC BY-SA 4.0)"
         return name, shuffled(extracts, text.shuffle_seed)
