@@ -10,6 +10,11 @@ from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.formats import sae_files
 from sae_mlflow.history import write_history
+from sae_mlflow.plots.histories import (
+    plot_all_layers_comparison,
+    plot_reconstruction_loss_only,
+    plot_sae_training_history,
+)
 from sae_mlflow.plots.pictures import OVERLAY_METRICS
 from sae_mlflow.sae import SAE
 
@@ -40,8 +45,6 @@ def write_layer(
 
 def draw_layer(settings: Settings, layer: str, history: Mapping[str, list[float]]) -> None:
     """A layer's two pictures."""
-    from sae_mlflow.plot import plot_reconstruction_loss_only, plot_sae_training_history
-
     if settings.plots.after_training:
         for plot in (plot_sae_training_history, plot_reconstruction_loss_only):
             plot(history, settings.model.label, layer, _folder(settings) / naming.PLOTS_FOLDER)
@@ -49,8 +52,6 @@ def draw_layer(settings: Settings, layer: str, history: Mapping[str, list[float]
 
 def draw_overlays(settings: Settings, histories: Mapping[str, Mapping[str, list[float]]]) -> None:
     """The pictures of all layers together."""
-    from sae_mlflow.plot import plot_all_layers_comparison
-
     if settings.plots.after_training:
         for metric in OVERLAY_METRICS:
             folder = _folder(settings) / naming.PLOTS_FOLDER

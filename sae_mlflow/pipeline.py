@@ -24,6 +24,7 @@ from sae_mlflow.lm.hookpoints import LanguageModel
 from sae_mlflow.lm.loading import check_model, load_language_model, load_tokenizer, resolve_device
 from sae_mlflow.memory import keep_freed_memory
 from sae_mlflow.optimizers import check_optimizer
+from sae_mlflow.plots.runs import draw_layer_run, draw_parent
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.layer_table import Row, launcher_note, parent_note
 from sae_mlflow.reporting.stopwatch import Stopwatch
@@ -189,8 +190,6 @@ def _train_layer(training: Training, parent: OpenRun, acts: LayerActivations) ->
             _log_results(training, run, sae, acts, history, Path(scratch))
         if settings.plots.after_training:
             with clock.stage("plot"), _drawing(training.display, label):
-                from sae_mlflow.plot import draw_layer_run
-
                 draw_layer_run(training.store, run.run_id)
     if settings.output.dir:
         outputs.write_layer(settings, sae, acts, history)
@@ -319,8 +318,6 @@ def _finish(training: Training, parent: OpenRun) -> None:
     """What is only there once all layers have trained: overlays, and where the time went."""
     if training.settings.plots.after_training:
         with training.clock.stage("plot"), _drawing(training.display, "all layers"):
-            from sae_mlflow.plot import draw_parent
-
             draw_parent(training.store, parent.run_id)
     if training.settings.output.dir:
         with _drawing(training.display, f"all layers in {training.settings.output.dir}"):

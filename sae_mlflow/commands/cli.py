@@ -8,6 +8,8 @@ import typer
 
 from sae_mlflow.errors import UserError
 
+TRACKING_URI = typer.Option(help="MLflow tracking store; unset means MLflow's own setting.")
+
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.errors import UserError
 
 
@@ -27,9 +28,7 @@ def evaluate_command(
         list[int] | None,
         typer.Option(help="Also show the latent of this index; give it again for more."),
     ] = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow tracking store; unset means MLflow's own setting.")
-    ] = None,
+    tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
     """Let trained SAEs stand in for their layers, and log what the LM loses to their runs.
 

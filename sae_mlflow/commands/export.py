@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.errors import UserError
 
 
@@ -19,9 +20,7 @@ def export_command(
         str | None,
         typer.Option(metavar="URI", help="The SAE of this registered model: models:/NAME@ALIAS."),
     ] = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow tracking store; unset means MLflow's own setting.")
-    ] = None,
+    tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
     """Write a trained SAE as files that its format's own loader opens; `load_sae` opens all."""
     if bool(run) == bool(model):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-TRACKING_URI = typer.Option(help="MLflow tracking store; unset means MLflow's own setting.")
+from sae_mlflow.commands.cli import TRACKING_URI
 
 
 def register_command(
