@@ -81,7 +81,7 @@ def test_imports_run_one_way():
 
 
 def test_nothing_below_the_pipeline_knows_the_tracker_or_the_plots():
-    above = {"tracking", "plot", "plots", "pipeline", "commands", "reporting"}
+    above = {"tracking", "plot", "plots", "pipeline", "runs", "commands", "reporting"}
     below = [
         name
         for name in modules()

@@ -12,13 +12,15 @@ import yaml
 from saved_saes import saved
 
 from sae_mlflow import __main__ as cli
-from sae_mlflow import load_sae, pipeline
+from sae_mlflow import load_sae
 from sae_mlflow.config import Settings, load_settings, parse_set, setting_docs
 from sae_mlflow.errors import UserError
 from sae_mlflow.naming import registered_name, sanitise
-from sae_mlflow.pipeline import Training, run_training
+from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.stopwatch import Stopwatch
+from sae_mlflow.runs import layer as layer_run
+from sae_mlflow.runs.training import Training
 from sae_mlflow.tracking.registry import promote, register_run
 from sae_mlflow.tracking.store import Store
 
@@ -220,7 +222,7 @@ def test_register_is_a_setting_like_any_other(tmp_path, monkeypatch):
 def test_a_registry_that_refuses_costs_a_warning_alone(store, trained, capsys, monkeypatch, home):
     run = store.reopen(trained())
     training = Training(Settings(), store, "e", "0", Display(), Stopwatch(), torch.device("cpu"))
-    pipeline._register(training, run, home / "nowhere")
+    layer_run._register(training, run, home / "nowhere")
     assert f"register it later: sae-mlflow register --run {run.run_id}" in " ".join(
         capsys.readouterr().out.split()
     )
