@@ -10,7 +10,6 @@ from sae_mlflow.evaluation.firings import Example, choose_latents
 from sae_mlflow.evaluation.logit_lens import nearest_tokens
 from sae_mlflow.evaluation.page import Card, ShownExample
 from sae_mlflow.evaluation.splice import Splicer
-from sae_mlflow.lm.hookpoints import LanguageModel
 
 # 200 latents with these stay under 1.5 MB where latents are sparse, and under 3 MB where each one
 # fires on every token.
@@ -19,7 +18,7 @@ _NEAREST = 10
 
 
 def latent_cards(
-    lm: LanguageModel,
+    splicer: Splicer,
     tokenizer: Any,
     windows: np.ndarray,
     stand_in: StandIn,
@@ -31,6 +30,7 @@ def latent_cards(
     """The named latents, and `n_latents` more: half the most frequent, half random.
 
     Args:
+        splicer: that the evaluation was made with.
         windows: int `[n, context]`, which the evaluation was on (`evaluate.held_out`).
         evaluation: with its firings kept.
 
@@ -41,7 +41,7 @@ def latent_cards(
     chosen = choose_latents(evaluation.density, n_latents, named)
     latents = [each.latent for each in chosen]
     examples = evaluation.firings.examples(windows, latents, _EXAMPLES, _AROUND)
-    nearest = _nearest(lm, stand_in, latents)
+    nearest = _nearest(splicer, stand_in, latents)
     text = TokenText(tokenizer)
     return [
         Card(
@@ -78,11 +78,11 @@ class TokenText:
         return str(text)
 
 
-def _nearest(lm: LanguageModel, stand_in: StandIn, latents: Sequence[int]) -> list[list[int]]:
+def _nearest(splicer: Splicer, stand_in: StandIn, latents: Sequence[int]) -> list[list[int]]:
     """Of a crosscoder's decoder the part that writes to its last layer."""
     site, W_dec = stand_in.site, stand_in.sae.W_dec
     width = W_dec.shape[1] // len(site.writes)
-    return nearest_tokens(Splicer(lm), W_dec[list(latents)][:, -width:], _NEAREST)
+    return nearest_tokens(splicer, W_dec[list(latents)][:, -width:], _NEAREST)
 
 
 def _shown(example: Example, text: TokenText) -> ShownExample:

@@ -54,7 +54,7 @@ class Evaluation:
 
 
 def evaluate(
-    lm: LanguageModel,
+    splicer: Splicer,
     windows: Windows,
     stand_ins: Sequence[StandIn],
     *,
@@ -64,6 +64,7 @@ def evaluate(
     """Evaluate SAEs on the first held-out windows.
 
     Args:
+        splicer: around the LM; one for all evaluations of an LM finds out about it once.
         tokens: that the LM reads, rounded down to whole windows (one at least).
         keep_firings: also keep which latents fired where.
 
@@ -76,10 +77,10 @@ def evaluate(
     Raises:
         UserError: there is no token to splice at, or to predict.
     """
-    splicer, original = Splicer(lm), LossSums()
+    original = LossSums()
     tallies = [_Tally(s, splicer, Firings() if keep_firings else None) for s in stand_ins]
     with torch.inference_mode():
-        for batch in _batches(lm, windows, tokens):
+        for batch in _batches(splicer.lm, windows, tokens):
             _add_batch(splicer, batch, original, tallies)
     n_tokens = held_out(windows, tokens).size
     return [tally.evaluation(original, n_tokens) for tally in tallies]

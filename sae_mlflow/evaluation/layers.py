@@ -8,6 +8,7 @@ from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
 from sae_mlflow.evaluation.evaluate import Evaluation, StandIn, evaluate
 from sae_mlflow.evaluation.files import write_density
+from sae_mlflow.evaluation.splice import Splicer
 from sae_mlflow.formats.sae_files import load_sae
 from sae_mlflow.lm.hookpoints import LanguageModel
 from sae_mlflow.lm.sites import Site
@@ -36,11 +37,12 @@ def evaluate_layers(
     Raises:
         UserError: the held-out text has nothing to evaluate on.
     """
+    splicer = Splicer(lm)
     for group in _groups(list(zip(rows, all_acts, strict=True))):
         stand_ins = [
             stored_stand_in(store, row.run_id, lm, acts.site, acts.caps) for row, acts in group
         ]
-        found = evaluate(lm, windows, stand_ins, tokens=settings.evaluate.tokens)
+        found = evaluate(splicer, windows, stand_ins, tokens=settings.evaluate.tokens)
         for (row, _), evaluation in zip(group, found, strict=True):
             row.evaluation.update(evaluation.metrics)
             _log(store, settings, row, evaluation)

@@ -20,6 +20,7 @@ from sae_mlflow.evaluation.files import LATENT_PAGE, write_density, write_latent
 from sae_mlflow.evaluation.firings import check_named
 from sae_mlflow.evaluation.layers import stored_stand_in
 from sae_mlflow.evaluation.page import Card
+from sae_mlflow.evaluation.splice import Splicer
 from sae_mlflow.formats.sae_files import CONFIG_FILE as SAE_CONFIG_FILE
 from sae_mlflow.lm.hookpoints import LanguageModel
 from sae_mlflow.lm.loading import load_language_model, load_tokenizer
@@ -117,14 +118,14 @@ def evaluate_runs(store: Store, rows: Sequence[RunRow], request: Request) -> Ite
     trained = list(_trained(store, rows, request, refused))
     trained.sort(key=lambda each: each.key)
     for _, of_model in groupby(trained, key=lambda each: each.model_key):
-        lm: LanguageModel | None = None
+        splicer: Splicer | None = None
         for _, of_text in groupby(of_model, key=lambda each: each.key):
             group = list(of_text)
             try:
                 tokenizer = load_tokenizer(group[0].settings.model)
                 windows = _windows(store, group, tokenizer)
-                lm = lm or _language_model(group[0].settings)
-                yield from _evaluate_group(store, group, request, lm, tokenizer, windows)
+                splicer = splicer or Splicer(_language_model(group[0].settings))
+                yield from _evaluate_group(store, group, request, splicer, tokenizer, windows)
             except UserError as error:
                 refused.append(f"{_names(group)}: {error}")
     if refused:
@@ -183,10 +184,11 @@ def _evaluate_group(
     store: Store,
     group: Sequence[_Trained],
     request: Request,
-    lm: LanguageModel,
+    splicer: Splicer,
     tokenizer: Any,
     windows: Windows,
 ) -> Iterator[str]:
+    lm = splicer.lm
     ratio = group[0].settings.activations.max_norm_ratio
     sites = [each.site for each in group]
     tokens = request.tokens
@@ -194,10 +196,10 @@ def _evaluate_group(
     for start in range(0, len(group), _SAES_AT_ONCE):
         some = group[start : start + _SAES_AT_ONCE]
         stand_ins = [stored_stand_in(store, each.row.run_id, lm, each.site, caps) for each in some]
-        found = evaluate(lm, windows, stand_ins, tokens=tokens, keep_firings=True)
+        found = evaluate(splicer, windows, stand_ins, tokens=tokens, keep_firings=True)
         for each, stand_in, evaluation in zip(some, stand_ins, found, strict=True):
             cards = latent_cards(
-                lm,
+                splicer,
                 tokenizer,
                 held_out(windows, tokens),
                 stand_in,
