@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sae_mlflow.activations import cache
+from sae_mlflow.activations.norms import norm_cap
 from sae_mlflow.activations.plan import ActivationPlan
 from sae_mlflow.activations.store import RowFile, Store
 from sae_mlflow.errors import UserError
@@ -116,7 +117,7 @@ def _open(plan: ActivationPlan, site: Site, device: torch.device) -> LayerActiva
     stores = {store.hookpoint: store for store in plan.stores}
     norms = {hookpoint: stores[hookpoint].norms() for hookpoint in site.hookpoints}
     ratio = plan.settings.activations.max_norm_ratio
-    caps = {h: ratio * _median(each[: plan.n_train_rows]) for h, each in norms.items()}
+    caps = {h: norm_cap(each[: plan.n_train_rows], ratio) for h, each in norms.items()}
     train_rows, held_out_rows = _usual_rows(plan, [norms[h] <= caps[h] for h in norms])
     if len(train_rows) < plan.settings.train.batch_tokens or not len(held_out_rows):
         raise UserError(_too_few(plan, site, len(train_rows), len(held_out_rows)))
@@ -146,12 +147,6 @@ def _usual_rows(plan: ActivationPlan, within: list[Tensor]) -> tuple[Tensor, Ten
     usual = torch.stack(within).all(dim=0)
     train, held_out = (part.nonzero().flatten() for part in (usual[:n_train], usual[n_train:]))
     return train, held_out + n_train
-
-
-def _median(norms: Tensor) -> float:
-    """Of the finite ones; nothing is below the median of none."""
-    finite = norms[norms.isfinite()]
-    return finite.median().item() if len(finite) else -1.0
 
 
 def _scaled(store: Store, train_norms: Tensor) -> ScaledRows:

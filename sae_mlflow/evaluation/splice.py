@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_mlflow import naming
+from sae_mlflow.activations.norms import norm_cap
 from sae_mlflow.lm.hookpoints import LanguageModel
 
 _PROBE_TOKENS = 8
@@ -138,12 +139,7 @@ def norm_caps(
         acts = lm.activations(token_ids, norms)
         for hookpoint, found in norms.items():
             found.append(acts[hookpoint][kept].float().norm(dim=1).cpu())
-    caps = {}
-    for hookpoint, found in norms.items():
-        every = torch.cat(found)
-        finite = every[every.isfinite()]
-        caps[hookpoint] = max_norm_ratio * finite.median().item() if len(finite) else 0.0
-    return caps
+    return {h: norm_cap(torch.cat(found), max_norm_ratio) for h, found in norms.items()}
 
 
 def block_output(block: int) -> str:
