@@ -20,15 +20,6 @@ from sae_mlflow.sae import SAE, sae_from_config
 AUTOENCODERS = ("standard", "topk", "jumprelu", "gated")
 """That peers know too: they read what they reconstruct, and subtract `b_dec` from it."""
 
-STORED_AS_JUMPRELU = ("batchtopk", "matryoshka")
-
-
-def known_architectures() -> list[str]:
-    """What `StoredSAE.architecture` may be."""
-    kinds = [name for name in architectures.ARCHITECTURES if name not in STORED_AS_JUMPRELU]
-    codes = architectures.TRANSCODER_CODES
-    return kinds + [f"{name}{skip}_transcoder" for name in codes for skip in ("", "_skip")]
-
 
 def centres(architecture: str) -> bool:
     """Whether it subtracts `b_dec` from what it reads."""
@@ -78,7 +69,7 @@ def _metadata(site: Site, settings: Settings) -> dict[str, Any]:
     }
     if settings.sae.transcodes:
         facts["hook_name_out"] = naming.sae_lens_hook(site.writes[0])
-    if settings.sae.activation in STORED_AS_JUMPRELU:
+    if settings.sae.activation in architectures.STORED_AS_JUMPRELU:
         facts["k"] = settings.sae.k
     return facts
 
@@ -107,10 +98,10 @@ def build(stored: StoredSAE, file: Path) -> SAE:
 
 
 def check_architecture(architecture: object, file: Path) -> None:
-    if architecture not in known_architectures():
+    names = architectures.stored_names()
+    if architecture not in names:
         raise UserError(
-            f"{file}: architecture {architecture!r} can't be read. Known: "
-            f"{known(known_architectures())}."
+            f"{file}: architecture {architecture!r} can't be read. Known: {known(names)}."
         )
 
 
