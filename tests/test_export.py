@@ -76,6 +76,13 @@ EXPRESSIBLE = {
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_the_config_says_of_each_architecture_whether_b_dec_is_subtracted_first(case, folder):
+    sae, _ = saved(folder, case)
+    config = json.loads((folder / "cfg.json").read_text())
+    assert config["apply_b_dec_to_input"] == (sae.centre is not None)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_each_format_gives_back_what_it_was_given_or_names_those_that_would(case, folder):
     _, acts = saved(folder, case, **({"d_out": 10} if "transcoder" in case else {}))
     original = load_sae(folder)

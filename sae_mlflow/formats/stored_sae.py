@@ -22,7 +22,7 @@ AUTOENCODERS = ("standard", "topk", "jumprelu", "gated")
 
 
 def centres(architecture: str) -> bool:
-    """Whether it subtracts `b_dec` from what it reads."""
+    """Whether it subtracts `b_dec` from what it reads: `SAE.centre`, before one is built."""
     return architecture != "crosscoder" and not architecture.endswith("_transcoder")
 
 
