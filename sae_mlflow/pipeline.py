@@ -22,7 +22,7 @@ from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.runs import outputs
 from sae_mlflow.runs.guards import drawing, optional, recorded
 from sae_mlflow.runs.layer import train_layer
-from sae_mlflow.runs.parent import choose_experiment, data_set, open_parent
+from sae_mlflow.runs.parent import choose_experiment, log_settings, log_text_read, open_parent
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import build_sae
 from sae_mlflow.text.corpus import Windows, token_windows
@@ -57,10 +57,10 @@ def run_training(
     with clock.stage("store"):
         store = Store(tracking_uri)
         experiment, experiment_id = choose_experiment(store, settings, experiment_name)
-        parent = open_parent(store, experiment, experiment_id, settings)
     training = Training(settings, store, experiment, experiment_id, display, clock, device)
-    display.say(f"Runs: {store.address(experiment_id, parent.run_id)}")
-    with recorded(parent):
+    with recorded(open_parent(training)) as parent:
+        log_settings(training, parent)
+        display.say(f"Runs: {store.address(experiment_id, parent.run_id)}")
         windows, all_acts = _activations(training, parent)
         for acts in all_acts:
             training.rows.append(train_layer(training, parent, acts))
@@ -81,7 +81,7 @@ def _activations(training: Training, parent: OpenRun) -> tuple[Windows, list[Lay
         windows = token_windows(settings.text, load_tokenizer(settings.model))
         if windows.note:
             display.warn(windows.note)
-        parent.log_data_set(*data_set(windows))
+        log_text_read(parent, windows)
         plan = plan_activations(settings, windows)
         _check_trainable(plan)
     if plan.missing:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from sae_mlflow import load_sae
 from sae_mlflow.config import load_settings
@@ -287,3 +289,31 @@ def test_a_layer_that_fails_leaves_failed_runs_that_say_why(training, settings, 
     rows = list(training.store._search(experiment, ""))
     assert [row.status for row in rows] == ["FAILED"]
     assert "all activations are 0" in rows[0].tags["sae.failure"]
+
+
+@pytest.mark.parametrize(
+    ("role", "error", "status", "failure"),
+    [
+        ("sweep", KeyboardInterrupt(), "KILLED", "interrupted"),
+        ("sweep", MlflowException("the disk is full"), "FAILED", "the disk is full"),
+        ("layer", KeyboardInterrupt(), "KILLED", "interrupted"),
+    ],
+)
+def test_no_run_stays_open_that_cannot_say_what_it_is(
+    role, error, status, failure, training, settings, monkeypatch
+):
+    """What goes wrong while a run's params are logged, right after it was opened."""
+    log_batch = MlflowClient.log_batch
+
+    def broken(client, run_id, *args, params=(), **kwargs):
+        if params and client.get_run(run_id).data.tags["sae.role"] == role:
+            raise error
+        log_batch(client, run_id, *args, params=params, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", broken)
+    name = f"{role} {status}"
+    with pytest.raises(type(error)):
+        run_training(without(settings, experiment=name), Display(), tracking_uri=training.store.uri)
+    rows = list(training.store._search(training.store.find_experiment(name), ""))
+    assert {row.status for row in rows} == {status}
+    assert {row.tags["sae.failure"] for row in rows} == {failure}

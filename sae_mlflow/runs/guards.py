@@ -9,10 +9,14 @@ from sae_mlflow.tracking.open_run import OpenRun
 
 
 @contextmanager
-def recorded(run: OpenRun) -> Iterator[None]:
-    """Close a run as what it came to: finished, failed with the reason in a tag, or interrupted."""
+def recorded(run: OpenRun) -> Iterator[OpenRun]:
+    """Close a run as what it came to: finished, failed with the reason in a tag, or interrupted.
+
+    Opened in the `with` itself, before anything is logged to it, no run is left that says RUNNING
+    for ever.
+    """
     try:
-        yield
+        yield run
     except KeyboardInterrupt:
         run.fail("interrupted", "KILLED")
         raise

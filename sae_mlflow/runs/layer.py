@@ -28,9 +28,7 @@ def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> 
     _report_giants(training.display, acts)
     sae = build_sae(settings.sae, acts.widths_in, acts.d_out).to(training.device)
     trainer = Trainer(sae, settings.train, acts.n_train)
-    with clock.stage("log"):
-        run = _open_layer_run(training, parent, acts)
-    with recorded(run):
+    with recorded(_open_layer_run(training, parent, acts)) as run:
         run.log_params(_layer_params(settings, trainer, acts))
         history = _epochs(training, run, acts, trainer)
         with clock.stage("log"), tempfile.TemporaryDirectory() as scratch:
@@ -66,7 +64,8 @@ def _open_layer_run(training: Training, parent: OpenRun, acts: LayerActivations)
         "sae.architecture": settings.sae.architecture,
     }
     name = f"{naming.sanitise(settings.model.label)}_{site.label}"
-    return training.store.open_run(training.experiment_id, name, tags, parent)
+    with training.clock.stage("log"):
+        return training.store.open_run(training.experiment_id, name, tags, parent)
 
 
 def _layer_params(
