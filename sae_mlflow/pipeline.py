@@ -129,10 +129,7 @@ def _finish(training: Training, parent: OpenRun) -> None:
     """What is only there once all layers have trained: overlays, and where the time went."""
     if training.settings.plots.after_training:
         with training.clock.stage("plot"), drawing(training.display, "all layers"):
-            draw_parent(training.store, parent.run_id)
-    if training.settings.output.dir:
-        with drawing(training.display, f"all layers in {training.settings.output.dir}"):
-            histories = {row.layer: row.history for row in training.rows}
-            outputs.draw_overlays(training.settings, histories)
+            copies = outputs.output_folder(training.settings)
+            draw_parent(training.store, parent.run_id, copies)
     seconds = {stage: round(value, 3) for stage, value in training.clock.seconds.items()}
     parent.log_text(json.dumps(seconds, indent=2) + "\n", "seconds_by_stage.json")

@@ -213,7 +213,7 @@ def test_the_stored_weights_reconstruct_raw_activations_as_well_as_the_run_says(
         assert run.metrics["val_fvu"] == pytest.approx(fvu.item(), rel=1e-4)
 
 
-def test_an_output_folder_gets_the_same_as_plain_files(home, store, layers):
+def test_an_output_folder_gets_the_same_as_plain_files(home, store, layers, tmp_path):
     folder = home / "results" / "tiny-llama"
     files = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
     expected = {
@@ -230,6 +230,11 @@ def test_an_output_folder_gets_the_same_as_plain_files(home, store, layers):
             f"training_plots/tiny-llama_{layer}_reconstruction_loss.png",
         }
     assert files == expected
+    for run_id in (layers[0].parent_id, *(layer.run_id for layer in layers)):
+        (tmp_path / run_id).mkdir()
+        stored = store.download(f"runs:/{run_id}/training_plots", tmp_path / run_id)
+        for picture in stored.iterdir():
+            assert (folder / "training_plots" / picture.name).read_bytes() == picture.read_bytes()
     assert (
         read_history(folder / "layer1_training_history.json")["fvu"][-1] == layers[0].metrics["fvu"]
     )

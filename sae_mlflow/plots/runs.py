@@ -46,26 +46,35 @@ class _Job:
     """The file that it also becomes."""
 
 
-def draw_layer_run(store: "Store", run_id: str) -> list[str]:
+def draw_layer_run(store: "Store", run_id: str, output_dir: Path | None = None) -> list[str]:
     """Draw a layer's two pictures from the store and log them to its run.
 
+    Args:
+        output_dir: also write `{output_dir}/{model}/training_plots/`.
+
     Returns:
-        Their addresses, `runs:/ID/training_plots/...`; none for what has no data.
+        Their addresses, `runs:/ID/training_plots/...`, and the files' paths; none for what has
+        no data.
     """
     from sae_mlflow.plots import frames
 
-    row = store.run(run_id)
-    table = frames.run_table(store, [[row]], REQUIRED_KEYS)
-    name, note = stem(row.model, row.layer), frames.describe([row])
-    pictures = layer_pictures(table, Path(), name, note=note)
-    return list(_carry_out(store, [_Job(picture, run_id) for picture in pictures]))
+    grouped = [[store.run(run_id)]]
+    table = frames.run_table(store, grouped, REQUIRED_KEYS)
+    homes = _Homes(store, grouped[0][0].experiment_id)
+    return list(
+        _carry_out(store, _layer_jobs(table, grouped, homes, Choice(output_dir=output_dir)))
+    )
 
 
-def draw_parent(store: "Store", parent_run_id: str) -> list[str]:
+def draw_parent(store: "Store", parent_run_id: str, output_dir: Path | None = None) -> list[str]:
     """Draw a training's cross-layer pictures from the store and log them to its parent run.
 
+    Args:
+        output_dir: also write `{output_dir}/{model}/training_plots/`.
+
     Returns:
-        Their addresses, `runs:/ID/training_plots/...`; none where no layer has finished.
+        Their addresses, `runs:/ID/training_plots/...`, and the files' paths; none where no layer
+        has finished.
     """
     from sae_mlflow.plots import frames
 
@@ -74,7 +83,8 @@ def draw_parent(store: "Store", parent_run_id: str) -> list[str]:
     grouped = frames.groups(rows, "all")
     table = frames.run_table(store, grouped, OVERLAY_METRICS)
     homes = _Homes(store, parent.experiment_id)
-    return list(_carry_out(store, _overlay_jobs(table, grouped, homes, Choice())))
+    choice = Choice(output_dir=output_dir)
+    return list(_carry_out(store, _overlay_jobs(table, grouped, homes, choice)))
 
 
 def draw_experiment(

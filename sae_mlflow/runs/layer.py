@@ -35,11 +35,9 @@ def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> 
             _log_results(training, run, sae, acts, history, Path(scratch))
         if settings.plots.after_training:
             with clock.stage("plot"), drawing(training.display, label):
-                draw_layer_run(training.store, run.run_id)
+                draw_layer_run(training.store, run.run_id, outputs.output_folder(settings))
     if settings.output.dir:
         outputs.write_layer(settings, sae, acts, history)
-        with drawing(training.display, f"{label} in {settings.output.dir}"):
-            outputs.draw_layer(settings, label, history)
     weight_bytes = sum(p.numel() * p.element_size() for p in sae.parameters())
     return Row(label, training.experiment_id, run.run_id, history, weight_bytes)
 

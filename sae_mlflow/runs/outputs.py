@@ -1,4 +1,7 @@
-"""The plain files of a training, beside the store: `results/saes/{model}/...`."""
+"""The plain files of a training, beside the store: `results/saes/{model}/...`.
+
+Pictures among them are copies of those in the store.
+"""
 
 import os
 from collections.abc import Mapping
@@ -10,12 +13,6 @@ from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.formats import sae_files
 from sae_mlflow.history import write_history
-from sae_mlflow.plots.histories import (
-    plot_all_layers_comparison,
-    plot_reconstruction_loss_only,
-    plot_sae_training_history,
-)
-from sae_mlflow.plots.pictures import OVERLAY_METRICS
 from sae_mlflow.sae import SAE
 
 
@@ -31,36 +28,23 @@ def check_folder(folder: str | None) -> None:
         raise UserError(_unwritable(folder, "permission denied"))
 
 
+def output_folder(settings: Settings) -> Path | None:
+    """Where a training's pictures are copied to as well; None for nowhere."""
+    return Path(settings.output.dir) if settings.output.dir else None
+
+
 def write_layer(
     settings: Settings, sae: SAE, acts: LayerActivations, history: Mapping[str, list[float]]
 ) -> None:
     """`{layer}_training_history.json`, `{layer}_sae/`, and `{layer}_sae.pt` where asked for."""
-    folder, label = _folder(settings), acts.site.label
+    output, label = output_folder(settings), acts.site.label
+    assert output is not None
+    folder = output / naming.sanitise(settings.model.label)
     folder.mkdir(parents=True, exist_ok=True)
     write_history(folder / f"{label}_training_history.json", history)
     sae_files.save_sae(sae, folder / f"{label}_sae", acts, settings)
     if settings.output.pt:
         sae_files.save_pt(sae, folder / f"{label}_sae.pt", acts, settings)
-
-
-def draw_layer(settings: Settings, layer: str, history: Mapping[str, list[float]]) -> None:
-    """A layer's two pictures."""
-    if settings.plots.after_training:
-        for plot in (plot_sae_training_history, plot_reconstruction_loss_only):
-            plot(history, settings.model.label, layer, _folder(settings) / naming.PLOTS_FOLDER)
-
-
-def draw_overlays(settings: Settings, histories: Mapping[str, Mapping[str, list[float]]]) -> None:
-    """The pictures of all layers together."""
-    if settings.plots.after_training:
-        for metric in OVERLAY_METRICS:
-            folder = _folder(settings) / naming.PLOTS_FOLDER
-            plot_all_layers_comparison(histories, settings.model.label, folder, metric=metric)
-
-
-def _folder(settings: Settings) -> Path:
-    assert settings.output.dir is not None
-    return Path(settings.output.dir) / naming.sanitise(settings.model.label)
 
 
 def _unwritable(folder: str, reason: str | None) -> str:
