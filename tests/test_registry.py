@@ -79,7 +79,7 @@ def trained(store, experiment, model, sae_folder):
 
 def test_a_run_is_registered_once_as_model_and_layer(store, trained, model):
     name = registered_name(model, "layer10")
-    assert name.startswith("org-test_a_run") and name.endswith("-layer10")
+    assert name.startswith("org--test_a_run") and name.endswith("-layer10")
     run = trained()
     assert register_run(store, run) == (f"models:/{name}/1", True)
     assert register_run(store, run) == (f"models:/{name}/1", False)
