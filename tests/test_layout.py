@@ -34,14 +34,14 @@ def run_time_nodes(file):
 def imported(file):
     """The modules of ours that a file imports, in functions too, but not for types alone."""
     for node in run_time_nodes(file):
-        if not isinstance(node, ast.ImportFrom):
-            continue
-        package = (node.module or "").removeprefix("sae_mlflow").removeprefix(".")
-        if not (node.module or "").startswith("sae_mlflow"):
-            continue
-        for alias in node.names:
-            submodule = f"{package}.{alias.name}".removeprefix(".")
-            yield submodule if submodule in modules() else package
+        if isinstance(node, ast.Import):
+            ours = [a.name for a in node.names if a.name.startswith("sae_mlflow.")]
+            yield from (name.removeprefix("sae_mlflow.") for name in ours)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sae_mlflow"):
+            package = (node.module or "").removeprefix("sae_mlflow").removeprefix(".")
+            for alias in node.names:
+                submodule = f"{package}.{alias.name}".removeprefix(".")
+                yield submodule if submodule in modules() else package
 
 
 @functools.cache

@@ -58,23 +58,16 @@ def draw_layer_run(store: "Store", run_id: str, output_dir: Path | None = None) 
     """
     from sae_mlflow.plots import frames
 
-    grouped = [[store.run(run_id)]]
-    table = frames.run_table(store, grouped, REQUIRED_KEYS)
-    homes = _Homes(store, grouped[0][0].experiment_id)
-    return list(
-        _carry_out(store, _layer_jobs(table, grouped, homes, Choice(output_dir=output_dir)))
-    )
+    row = store.run(run_id)
+    table = frames.run_table(store, [[row]], REQUIRED_KEYS)
+    homes, choice = _Homes(store, row.experiment_id), Choice(output_dir=output_dir)
+    return list(_carry_out(store, _layer_jobs(table, [[row]], homes, choice)))
 
 
 def draw_parent(store: "Store", parent_run_id: str, output_dir: Path | None = None) -> list[str]:
-    """Draw a training's cross-layer pictures from the store and log them to its parent run.
+    """Draw a training's cross-layer pictures, as `draw_layer_run` does a layer's.
 
-    Args:
-        output_dir: also write `{output_dir}/{model}/training_plots/`.
-
-    Returns:
-        Their addresses, `runs:/ID/training_plots/...`, and the files' paths; none where no layer
-        has finished.
+    They go to the parent run; there are none where no layer has finished.
     """
     from sae_mlflow.plots import frames
 
