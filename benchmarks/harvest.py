@@ -25,16 +25,13 @@ from pathlib import Path
 
 import torch
 
-from sae_mlflow.activations import (
-    ActivationPlan,
-    fill_activations,
-    open_activations,
-    plan_activations,
-)
+from sae_mlflow.activations.harvest import fill_activations
+from sae_mlflow.activations.layer import open_activations
+from sae_mlflow.activations.plan import ActivationPlan, plan_activations
 from sae_mlflow.config import EMBEDDED_MODEL, Settings
-from sae_mlflow.corpus import token_windows
-from sae_mlflow.hookpoints import LanguageModel
-from sae_mlflow.language_model import load_language_model, load_tokenizer
+from sae_mlflow.lm.hookpoints import LanguageModel
+from sae_mlflow.lm.loading import load_language_model, load_tokenizer
+from sae_mlflow.text.corpus import token_windows
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
-from sae_mlflow.tracking import ROLE_LAYER, ROLE_SWEEP, Store
+from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP
+from sae_mlflow.tracking.store import Store
 
 MODEL = "meta-llama/Llama-2-7b-hf"
 EXPERIMENT = "benchmark"

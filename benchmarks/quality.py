@@ -21,18 +21,15 @@ import peer_steps
 import torch
 from torch import Tensor
 
-from sae_mlflow.activations import (
-    LayerActivations,
-    fill_activations,
-    open_activations,
-    plan_activations,
-)
+from sae_mlflow.activations.harvest import fill_activations
+from sae_mlflow.activations.layer import LayerActivations, open_activations
+from sae_mlflow.activations.plan import plan_activations
 from sae_mlflow.config import Settings, load_settings, parse_set
-from sae_mlflow.corpus import token_windows
-from sae_mlflow.language_model import load_language_model, load_tokenizer
+from sae_mlflow.lm.loading import load_language_model, load_tokenizer
 from sae_mlflow.memory import keep_freed_memory
 from sae_mlflow.metrics import Tally
 from sae_mlflow.sae import build_sae
+from sae_mlflow.text.corpus import token_windows
 from sae_mlflow.train import INITIAL_SAMPLE_TOKENS, Trainer
 
 OURS = "sae_mlflow"

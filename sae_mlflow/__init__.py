@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae_mlflow.export import load_sae
+    from sae_mlflow.formats.sae_files import load_sae
 
 __all__ = ["load_sae"]
 
@@ -11,7 +11,7 @@ __all__ = ["load_sae"]
 def __getattr__(name: str) -> Any:
     """Import torch only for whoever asks for it: `python -m sae_mlflow.plot` must not."""
     if name == "load_sae":
-        from sae_mlflow.export import load_sae
+        from sae_mlflow.formats.sae_files import load_sae
 
         return load_sae
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

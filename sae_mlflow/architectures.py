@@ -16,5 +16,15 @@ TRANSCODERS = ("transcoder", "skip_transcoder")
 
 TRANSCODER_CODES = ("topk", "jumprelu")
 
+STORED_AS_JUMPRELU = ("batchtopk", "matryoshka")
+"""Once trained these are JumpReLU SAEs; a stored config never names them."""
+
 NAMES = (*ARCHITECTURES, *TRANSCODERS)
 """What `sae.architecture` may be."""
+
+
+def stored_names() -> list[str]:
+    """What `architecture` may be in a stored config."""
+    kinds = [name for name in ARCHITECTURES if name not in STORED_AS_JUMPRELU]
+    skips = ("", "_skip")
+    return kinds + [f"{name}{skip}_transcoder" for name in TRANSCODER_CODES for skip in skips]

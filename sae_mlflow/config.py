@@ -3,7 +3,6 @@
 Everything that a user can get wrong here is said before anything heavy is imported or started.
 """
 
-import difflib
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,9 +17,10 @@ from pydantic import (
     Field,
     ValidationError,
 )
-from pydantic_core import ErrorDetails
 
 from sae_mlflow import architectures, naming
+from sae_mlflow.config_errors import explain
+from sae_mlflow.config_files import find_config, read_config
 from sae_mlflow.errors import UserError, did_you_mean, known
 
 EMBEDDED_MODEL = "smollm2-135m"
@@ -271,13 +271,14 @@ def load_settings(config: str, overrides: Mapping[str, Any] | None = None) -> Se
         UserError: the file is missing, empty or not YAML; a key is unknown; a value is wrong.
     """
     path = find_config(config)
-    data = _read_with_extends(path, ())
+    data = read_config(path)
     for key, value in (overrides or {}).items():
         _assign(data, key, value)
     try:
         settings = Settings.model_validate(data)
     except ValidationError as error:
-        raise UserError(_explain(error.errors()[0], path, set(overrides or {}))) from None
+        meanings = {key: meaning for key, _, meaning in setting_docs()}
+        raise UserError(explain(error.errors()[0], path, overrides or {}, meanings)) from None
     if settings.sae.d_sae:
         settings.sae.width(d_in=0)
     _check_layers(settings.model.layers, path)
@@ -312,83 +313,6 @@ def setting_docs() -> Iterator[tuple[str, str, str]]:
             yield field.alias or name, _shown(field.default), _one_line(field.description)
 
 
-def find_config(config: str) -> Path:
-    """The file that a config's name means: a path, else in `./configs`, else the package's own."""
-    asked = Path(config).expanduser()
-    for candidate in _candidates(asked):
-        if candidate.is_file():
-            return candidate
-    names = sorted({p.name for d in _config_folders() if d.is_dir() for p in d.glob("*.yaml")})
-    hint = did_you_mean(asked.name, names)
-    raise UserError(
-        f"Config {config!r} not found. {hint}There are: {known(names)}, or give a path."
-    )
-
-
-def _candidates(asked: Path) -> Iterator[Path]:
-    spellings = [asked] if asked.suffix in {".yaml", ".yml"} else [asked, Path(f"{asked}.yaml")]
-    for path in spellings:
-        yield path
-        if not path.is_absolute():
-            # `configs/sae/x.yaml` also finds the package's `x.yaml`, wherever one works from
-            tails = [
-                Path(*path.parts[i:]) for i in range(len(path.parts)) if ".." not in path.parts
-            ]
-            yield from (folder / tail for folder in _config_folders() for tail in tails)
-
-
-def _config_folders() -> list[Path]:
-    package = Path(__file__).parent
-    shipped = package / "configs"  # inside the wheel; in a source checkout it stands one level up
-    return [Path("configs"), shipped if shipped.is_dir() else package.parent / "configs"]
-
-
-def _read_with_extends(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in seen:
-        raise UserError(f"{path}: `extends` comes back to this file. Remove one of the links.")
-    data = _read_yaml(path)
-    parent = data.pop("extends", None)
-    if parent is None:
-        return data
-    if not isinstance(parent, str):
-        raise UserError(f"{path}: extends = {parent!r}, but it takes one config's name.")
-    beside = path.parent / parent
-    base_path = beside if beside.is_file() else find_config(parent)
-    base = _read_with_extends(base_path, (*seen, path.resolve()))
-    return _merge(base, data)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
-        problem = getattr(error, "problem", None) or "it can't be parsed"
-        raise UserError(f"{path}{where} is not valid YAML: {problem}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file. A config is YAML in UTF-8.") from None
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}.") from None
-    if data is None:
-        raise UserError(f"{path} is empty. Put settings in it, or start from sae_balanced.yaml.")
-    if not isinstance(data, dict):
-        raise UserError(
-            f"{path} holds a {type(data).__name__}, but a config is `key: value` lines."
-        )
-    return data
-
-
-def _merge(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in data.items():
-        old = merged.get(key)
-        merged[key] = (
-            _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-        )
-    return merged
-
-
 def _assign(data: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
@@ -404,33 +328,6 @@ def _check_layers(layers: tuple[int | str, ...], path: Path) -> None:
     for label in labels:
         if labels.count(label) > 1:
             raise UserError(f"{path}: model.layers names {label} twice. Remove one.")
-
-
-def _explain(error: ErrorDetails, path: Path, overridden: set[str]) -> str:
-    """One of pydantic's findings as what, where and how to fix."""
-    parts = [str(part) for part in error["loc"]]
-    while parts and parts[-1] not in _all_names():  # union branches and list indices
-        if error["type"] == "extra_forbidden":
-            break
-        parts.pop()
-    key = ".".join(parts)
-    where = "--set" if key in overridden else str(path)
-    if error["type"] == "extra_forbidden":
-        keys = [k for k, _, _ in setting_docs()] + list(Settings.model_fields)
-        by_name = {k.split(".")[-1]: k for k in reversed(keys)}
-        near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-        near = near or [by_name[n] for n in difflib.get_close_matches(parts[-1], by_name, n=1)]
-        hint = f"Did you mean {near[0]}?" if near else f"Known here: {known(sorted(by_name))}."
-        return f"{where}: unknown setting {key!r}. {hint}"
-    docs = {k: doc for k, _, doc in setting_docs()}
-    meaning = f" {key}: {docs[key]}" if key in docs else ""
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return f"{where}: {key} = {error['input']!r}, but {message}.{meaning}"
-
-
-def _all_names() -> set[str]:
-    return {part for key, _, _ in setting_docs() for part in key.split(".")}
 
 
 def _shown(default: object) -> str:

@@ -13,6 +13,9 @@ PLOTS_FOLDER = "training_plots"
 _INPUT_FILE = "@input"  # ':' can't stand in every file name, and nothing sanitised has an '@'
 _LONGEST_LABEL = 100
 
+# Models that are still told apart once their slashes are two hyphens.
+_UNMISTAKABLE = re.compile(r"[A-Za-z0-9._]+([-/][A-Za-z0-9._]+)*")
+
 # SAELens (TransformerLens) names of the hookpoints that it knows. `ln1` and `ln2` are the norms
 # before attention and MLP; of an RMS norm their hook is before its weight, ours is behind it.
 _SAE_LENS_HOOKS = {
@@ -39,8 +42,16 @@ def sanitise(name: str) -> str:
 
 
 def registered_name(model: str, layer: str) -> str:
-    """A layer's SAEs in the model registry: `org/model`, `layer10` -> `org-model-layer10`."""
-    return f"{sanitise(model)}-{sanitise(layer)}"
+    """A layer's SAEs in the model registry: `gpt2`, `layer10` -> `gpt2-layer10`.
+
+    Different models have different names. A slash, which MLflow forbids, becomes two hyphens:
+    `org/model` -> `org--model-layer10`. Where another model could have that name too, a hash tells
+    them apart: `my model` -> `my-model-76eeb051-layer10`.
+    """
+    name = model.replace("/", "--")
+    if not _UNMISTAKABLE.fullmatch(model) or sanitise(name) != name:
+        name = f"{sanitise(model)}-{sha256(model.encode()).hexdigest()[:8]}"
+    return f"{name}-{sanitise(layer)}"
 
 
 def hookpoint(layer: int | str) -> str:

@@ -11,6 +11,14 @@ WORDS = [f"word{i}" for i in range(200)]
 SPECIAL = ["<|endoftext|>", "<unk>"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_working_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A new store's artifacts land in the folder that one works in: not in the checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("work"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test writes to the user's cache: each has one of its own."""

@@ -10,7 +10,9 @@ from pathlib import Path
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from sae_mlflow.tracking import ROLE_LAYER, ROLE_SWEEP, OpenRun, Store
+from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP
+from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.tracking.store import Store
 
 MODEL = "meta-llama/Llama-2-7b-hf"
 STEM = "meta-llama-Llama-2-7b-hf"

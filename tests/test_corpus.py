@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import WORDS, word_tokenizer
 
-from sae_mlflow import hub_text
 from sae_mlflow.config import TextSettings
-from sae_mlflow.corpus import Windows, token_windows
 from sae_mlflow.errors import UserError
+from sae_mlflow.text import hub
+from sae_mlflow.text.corpus import Windows, token_windows
 
 SEPARATOR = 0
 
@@ -136,13 +136,11 @@ def test_rows_of_a_data_set_are_streamed_in_an_order_drawn_from_the_seed(tmp_pat
     """`datasets` reads a local folder the way it reads one on the Hub."""
     rows = [{"text": f"document {i}"} for i in range(50)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    got = [
-        list(hub_text.rows_of(str(tmp_path), None, None, "train", seed, 100)) for seed in (0, 0, 1)
-    ]
+    got = [list(hub.rows_of(str(tmp_path), None, None, "train", seed, 100)) for seed in (0, 0, 1)]
     assert got[0] == got[1] != got[2]
     assert sorted(r["text"] for r in got[0]) == sorted(r["text"] for r in rows)
     with pytest.raises(UserError, match="test"):
-        list(hub_text.rows_of(str(tmp_path), None, None, "test", 0, 100))
+        list(hub.rows_of(str(tmp_path), None, None, "test", 0, 100))
 
 
 BAD_TEXTS = {

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from sae_mlflow.density import density_table
-from sae_mlflow.density_figure import density_figure
+from sae_mlflow.evaluation.density import density_table
+from sae_mlflow.evaluation.density_figure import density_figure
 
 DENSITY = np.array([0, 0, 0.001, 0.02, 0.02, 0.5])
 

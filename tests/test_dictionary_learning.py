@@ -11,7 +11,7 @@ from saved_saes import assert_same_latents, assert_same_recon, saved
 
 from sae_mlflow import load_sae
 from sae_mlflow.errors import UserError
-from sae_mlflow.export import export_sae, read_stored
+from sae_mlflow.formats.sae_files import export_sae, read_stored
 
 
 @pytest.fixture

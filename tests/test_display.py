@@ -7,8 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from sae_mlflow.display import Display
 from sae_mlflow.metrics import Tally
+from sae_mlflow.reporting.display import Display
 from sae_mlflow.train import EpochRecord, StepRecord
 
 METRICS = {

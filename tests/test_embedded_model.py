@@ -4,8 +4,8 @@ from pathlib import Path
 import torch
 
 from sae_mlflow.config import ModelSettings, TextSettings
-from sae_mlflow.corpus import token_windows
-from sae_mlflow.language_model import load_language_model, load_tokenizer
+from sae_mlflow.lm.loading import load_language_model, load_tokenizer
+from sae_mlflow.text.corpus import token_windows
 
 
 def test_the_embedded_model_has_read_english(user_cache: Path) -> None:

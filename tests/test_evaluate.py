@@ -19,10 +19,11 @@ from spliced_models import (
     zero_sae,
 )
 
-from sae_mlflow.corpus import Windows
 from sae_mlflow.errors import UserError
-from sae_mlflow.evaluate import StandIn, evaluate, site_caps
-from sae_mlflow.predictions import Predictions, recovered_share
+from sae_mlflow.evaluation.evaluate import StandIn, evaluate, site_caps
+from sae_mlflow.evaluation.predictions import Predictions, recovered_share
+from sae_mlflow.evaluation.splice import Splicer
+from sae_mlflow.text.corpus import Windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENS = 6 * CONTEXT
@@ -40,7 +41,7 @@ def upper_quartile_norms(lm, site):
 
 
 def metrics_of(lm, *stand_ins, tokens=TOKENS):
-    return [e.metrics for e in evaluate(lm, windows(), stand_ins, tokens=tokens)]
+    return [e.metrics for e in evaluate(Splicer(lm), windows(), stand_ins, tokens=tokens)]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -109,7 +110,7 @@ def test_losses_and_divergence_are_those_of_a_plain_computation(site, giants):
     any_norm = dict.fromkeys(site.hookpoints, ANY_NORM)
     caps = upper_quartile_norms(lm, site) if giants else any_norm
     (original, spliced, zero), kl, n_spliced = dense_oracle(lm, site, sae, caps)
-    (found,) = evaluate(lm, windows(), [StandIn(site, sae, caps)], tokens=TOKENS)
+    (found,) = evaluate(Splicer(lm), windows(), [StandIn(site, sae, caps)], tokens=TOKENS)
     expected = {
         "ce_loss_original": original,
         "ce_loss_spliced": spliced,
@@ -134,7 +135,7 @@ def test_windows_go_through_in_batches_and_no_more_are_read_than_asked(monkeypat
     lm = tiny_lm("llama")
     one = stand_in(residual(1), random_sae(D_MODEL))
     (whole,) = metrics_of(lm, one)
-    monkeypatch.setattr("sae_mlflow.evaluate._LOGIT_BYTES", 1)  # a window at a time
+    monkeypatch.setattr("sae_mlflow.evaluation.evaluate._LOGIT_BYTES", 1)  # a window at a time
     (single,) = metrics_of(lm, one)
     for key, value in whole.items():
         assert single[key] == pytest.approx(value, rel=1e-5), key
@@ -160,7 +161,10 @@ def test_the_recovered_share():
 
 def test_density_counts_only_tokens_that_do_not_pass_through():
     (found,) = evaluate(
-        tiny_lm("llama"), windows(), [stand_in(residual(1), identity_sae(D_MODEL))], tokens=TOKENS
+        Splicer(tiny_lm("llama")),
+        windows(),
+        [stand_in(residual(1), identity_sae(D_MODEL))],
+        tokens=TOKENS,
     )
     n_kept = 6 * (CONTEXT - 1) - 3
     assert found.spliced_tokens == n_kept
@@ -184,4 +188,5 @@ def test_text_without_a_token_to_evaluate_on_is_refused():
     special = np.full((2, CONTEXT), SPECIAL_ID, np.int32)
     nothing = Windows(special, special, frozenset({SPECIAL_ID}), "special", "0" * 64)
     with pytest.raises(UserError, match="special tokens"):
-        evaluate(tiny_lm("llama"), nothing, [stand_in(residual(1), zero_sae(D_MODEL))], tokens=24)
+        splicer, zeros = Splicer(tiny_lm("llama")), stand_in(residual(1), zero_sae(D_MODEL))
+        evaluate(splicer, nothing, [zeros], tokens=24)

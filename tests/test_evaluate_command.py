@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sae_mlflow import evaluate_runs
 from sae_mlflow.__main__ import main
 from sae_mlflow.config import load_settings
-from sae_mlflow.display import Display
+from sae_mlflow.evaluation import runs as evaluated_runs
 from sae_mlflow.pipeline import run_training
-from sae_mlflow.tracking import Store
+from sae_mlflow.reporting.display import Display
+from sae_mlflow.tracking.store import Store
 
 EPOCHS = 2
 CE = ["ce_loss_original", "ce_loss_spliced", "ce_loss_zero_ablated"]
@@ -109,11 +109,11 @@ def test_a_run_gets_a_table_a_picture_and_a_page(command, store, runs, tmp_path)
 def test_the_runs_of_an_experiment_share_one_language_model(command, store, runs, monkeypatch):
     loaded = []
 
-    def counting(settings, load=evaluate_runs.load_language_model):
+    def counting(settings, load=evaluated_runs.load_language_model):
         loaded.append(settings.name)
         return load(settings)
 
-    monkeypatch.setattr(evaluate_runs, "load_language_model", counting)
+    monkeypatch.setattr(evaluated_runs, "load_language_model", counting)
     status, printed, _ = command("--experiment", "tiny", "--tokens", 64)
     assert status == 0 and len(loaded) == 1
     assert printed.count("recovered") == len(runs) == 3

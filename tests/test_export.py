@@ -21,8 +21,8 @@ from saved_saes import (
 from sae_mlflow import load_sae
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
-from sae_mlflow.export import FORMATS, export_sae, read_stored, save_pt
-from sae_mlflow.sites import sites
+from sae_mlflow.formats.sae_files import FORMATS, export_sae, read_stored, save_pt
+from sae_mlflow.lm.sites import sites
 
 
 @pytest.fixture
@@ -73,6 +73,13 @@ EXPRESSIBLE = {
     "dictionary_learning": {"standard", "topk", "batchtopk", "matryoshka", "jumprelu", "gated"},
     "pt": set(CASES),
 }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_config_says_of_each_architecture_whether_b_dec_is_subtracted_first(case, folder):
+    sae, _ = saved(folder, case)
+    config = json.loads((folder / "cfg.json").read_text())
+    assert config["apply_b_dec_to_input"] == (sae.centre is not None)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from plot_store import MODEL, history
 
-from sae_mlflow.figures import HISTORY_METRICS, all_layers, single_metric, training_history
-from sae_mlflow.frames import history_table
-from sae_mlflow.looks import theme
-from sae_mlflow.panels import number_text, ranges, whole_ticks
+from sae_mlflow.plots.figures import HISTORY_METRICS, all_layers, single_metric, training_history
+from sae_mlflow.plots.frames import history_table
+from sae_mlflow.plots.looks import theme
+from sae_mlflow.plots.panels import number_text, ranges, whole_ticks
 
 
 def curve(epochs: int, start: float = 0.8) -> dict[str, list[float]]:
@@ -335,8 +335,8 @@ def test_epochs_are_written_as_ranges():
 
 def test_figures_leave_pyplot_alone():
     code = (
-        "from sae_mlflow.frames import history_table\n"
-        "from sae_mlflow.figures import single_metric\n"
+        "from sae_mlflow.plots.frames import history_table\n"
+        "from sae_mlflow.plots.figures import single_metric\n"
         "import matplotlib, matplotlib.pyplot as plt\n"
         "before = dict(matplotlib.rcParams)\n"
         "single_metric(history_table('m', {'layer1': {'fvu': [1.0, 0.5]}}), 'fvu')\n"

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from plot_store import MODEL, filled_store, history
 
-from sae_mlflow.frames import (
+from sae_mlflow.plots.frames import (
     COLUMNS,
     describe,
     groups,
@@ -15,7 +15,7 @@ from sae_mlflow.frames import (
     run_table,
     setting_labels,
 )
-from sae_mlflow.tracking import RunRow
+from sae_mlflow.tracking.contents import RunRow
 
 
 def row(run_id: str, layer: str = "layer10", model: str = MODEL, **params: object) -> RunRow:

@@ -16,15 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from sae_mlflow.config import ModelSettings, Settings
 from sae_mlflow.errors import UserError
-from sae_mlflow.hookpoints import LanguageModel
-from sae_mlflow.language_model import (
+from sae_mlflow.lm.files import weights_hash
+from sae_mlflow.lm.hookpoints import LanguageModel
+from sae_mlflow.lm.loading import (
     ModelShape,
     check_model,
     hookpoint_widths,
     load_language_model,
     load_tokenizer,
     resolve_device,
-    weights_hash,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -275,7 +275,7 @@ def test_a_blocks_two_ends_are_as_wide_as_the_config_says_without_transformers(
 ) -> None:
     code = (
         "import sys; from sae_mlflow.config import ModelSettings;"
-        "from sae_mlflow.language_model import hookpoint_widths;"
+        "from sae_mlflow.lm.loading import hookpoint_widths;"
         "print(hookpoint_widths(ModelSettings(), ['layers.3:input', 'layers.3']),"
         "'transformers' in sys.modules)"
     )
@@ -469,7 +469,7 @@ CHECK = """
 import sys, time
 from sae_mlflow.config import ModelSettings, Settings
 from sae_mlflow.errors import UserError
-from sae_mlflow.model_files import locate
+from sae_mlflow.lm.files import locate
 for name in sys.argv[1:]:
     start = time.monotonic()
     try:

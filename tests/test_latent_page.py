@@ -9,11 +9,11 @@ from conftest import word_tokenizer
 from spliced_models import D_MODEL, tiny_lm
 
 from sae_mlflow.errors import UserError
-from sae_mlflow.firings import Chosen, Firings, choose_latents
-from sae_mlflow.latent_cards import TokenText
-from sae_mlflow.latent_page import Card, ShownExample, latent_page
-from sae_mlflow.logit_lens import nearest_tokens
-from sae_mlflow.splice import Splicer
+from sae_mlflow.evaluation.cards import TokenText
+from sae_mlflow.evaluation.firings import Chosen, Firings, choose_latents
+from sae_mlflow.evaluation.logit_lens import nearest_tokens
+from sae_mlflow.evaluation.page import Card, ShownExample, latent_page
+from sae_mlflow.evaluation.splice import Splicer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HOSTILE = '</div><script>alert("1")</script>\N{RIGHT-TO-LEFT OVERRIDE}&amp;\x00'
@@ -130,7 +130,7 @@ def test_examples_are_the_strongest_windows_each_once_around_its_strongest_token
 
 
 def test_past_the_limit_the_first_tokens_are_kept_and_it_is_known(monkeypatch):
-    monkeypatch.setattr("sae_mlflow.firings._MOST_ENTRIES", 3)
+    monkeypatch.setattr("sae_mlflow.evaluation.firings._MOST_ENTRIES", 3)
     firings = Firings()
     firings.add(torch.ones(2, 1), torch.arange(2))
     firings.add(torch.ones(2, 1), torch.arange(2, 4))

@@ -1,6 +1,7 @@
 """The way through the house: who may import whom."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,8 @@ def modules():
     }
 
 
-def imported(file):
-    """The modules of ours that a file imports, in functions too, but not for types alone."""
+def run_time_nodes(file):
+    """A file's syntax, without what stands under `if TYPE_CHECKING`."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     typing_only = {
         id(node)
@@ -27,55 +28,100 @@ def imported(file):
         if isinstance(block, ast.If) and getattr(block.test, "id", "") == "TYPE_CHECKING"
         for node in ast.walk(block)
     }
-    for node in ast.walk(tree):
-        if id(node) in typing_only or not isinstance(node, ast.ImportFrom):
-            continue
-        package = (node.module or "").removeprefix("sae_mlflow").removeprefix(".")
-        if not (node.module or "").startswith("sae_mlflow"):
-            continue
-        for alias in node.names:
-            submodule = f"{package}.{alias.name}".removeprefix(".")
-            yield submodule if submodule in modules() else package
+    return [node for node in ast.walk(tree) if id(node) not in typing_only]
+
+
+def imported(file):
+    """The modules of ours that a file imports, in functions too, but not for types alone."""
+    for node in run_time_nodes(file):
+        if isinstance(node, ast.Import):
+            ours = [a.name for a in node.names if a.name.startswith("sae_mlflow.")]
+            yield from (name.removeprefix("sae_mlflow.") for name in ours)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sae_mlflow"):
+            package = (node.module or "").removeprefix("sae_mlflow").removeprefix(".")
+            for alias in node.names:
+                submodule = f"{package}.{alias.name}".removeprefix(".")
+                yield submodule if submodule in modules() else package
+
+
+@functools.cache
+def edges():
+    """What each module imports of ours."""
+    known = modules()
+    return {name: {m for m in imported(file) if m in known} for name, file in known.items()}
+
+
+def home(name):
+    """A module's folder; of one at the top, itself."""
+    return name.split(".")[0]
+
+
+@functools.cache
+def home_edges():
+    found = {home(name): set() for name in modules()}
+    for name, others in edges().items():
+        found[home(name)] |= {home(other) for other in others} - {home(name)}
+    return found
+
+
+def reached_from(name, edges):
+    """All that one gets to by following imports."""
+    found, waiting = set(), [name]
+    while waiting:
+        new = edges[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
 
 
 def test_imports_run_one_way():
-    """No module can be reached from itself."""
-    known = modules()
-    edges = {name: {m for m in imported(file) if m in known} for name, file in known.items()}
-
-    def below(name, seen):
-        for other in edges[name] - seen:
-            seen.add(other)
-            below(other, seen)
-        return seen
-
-    circular = sorted(name for name in edges if name != "__init__" and name in below(name, set()))
-    assert circular == []
+    """No module can be reached from itself, and no folder."""
+    assert [name for name in edges() if name in reached_from(name, edges())] == []
+    assert [name for name in home_edges() if name in reached_from(name, home_edges())] == []
 
 
 def test_nothing_below_the_pipeline_knows_the_tracker_or_the_plots():
-    known = modules()
-    for name in ("train", "metrics", "activations", "corpus", "language_model", "sae.topk"):
-        assert not set(imported(known[name])) & {"tracking", "plot", "figures", "pipeline", "cli"}
+    above = {"tracking", "plot", "plots", "pipeline", "runs", "commands", "reporting"}
+    below = [
+        name
+        for name in modules()
+        if home(name) in {"train", "metrics", "text", "lm", "activations", "sae"}
+    ]
+    assert len(below) > 20
+    for name in below:
+        assert not {home(other) for other in edges()[name]} & above, name
+
+
+def libraries(file):
+    """The packages of others that a file imports, in functions too, but not for types alone."""
+    for node in run_time_nodes(file):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0]
 
 
 def test_only_tracking_imports_mlflow():
-    """And the code of a registered model, which MLflow runs and nothing here imports."""
-    users = [
-        name
-        for name, file in modules().items()
-        if any(
-            (
-                isinstance(node, ast.Import)
-                and any(a.name.split(".")[0] == "mlflow" for a in node.names)
-            )
-            or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mlflow")
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        )
-    ]
-    assert sorted(users) == ["registered_model", "tracking"]
-    importers = [name for name, file in modules().items() if "registered_model" in imported(file)]
-    assert importers == []
+    users = {home(name) for name, file in modules().items() if "mlflow" in libraries(file)}
+    assert users == {"tracking"}
+
+
+def test_nothing_imports_the_code_of_a_registered_model():
+    """MLflow runs it, where only the installed package is at hand."""
+    name = "tracking.registered_model"
+    assert name in modules()
+    assert [other for other in modules() if name in edges()[other]] == []
+
+
+def test_plotting_imports_neither_torch_nor_transformers():
+    """Nor anything of ours that would."""
+    known = modules()
+    heavy = {name for name, file in known.items() if {"torch", "transformers"} & {*libraries(file)}}
+    assert {"train", "sae.base", "lm.loading"} <= heavy
+    plotting = [name for name in known if home(name) in {"plot", "plots"}]
+    assert len(plotting) > 10
+    for name in plotting:
+        assert not heavy & {name, *reached_from(name, edges())}, name
 
 
 def test_the_package_and_its_command_line_import_nothing_heavy():

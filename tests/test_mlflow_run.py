@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sae_mlflow.tracking import Store
+from sae_mlflow.tracking.store import Store
 
 ROOT = Path(__file__).parents[1]
 

@@ -22,6 +22,36 @@ def test_a_models_name_becomes_a_file_name_that_stays_in_its_folder(name, expect
 
 
 @pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("smollm2-135m", "smollm2-135m-layer10"),
+        ("gpt2", "gpt2-layer10"),
+        ("meta-llama/Llama-2-7b-hf", "meta-llama--Llama-2-7b-hf-layer10"),
+        ("my model", "my-model-76eeb051-layer10"),  # sha256 of "my model"
+    ],
+)
+def test_the_registered_name_is_model_and_layer(model, expected):
+    assert naming.registered_name(model, "layer10") == expected
+
+
+def test_models_that_look_alike_are_registered_under_different_names():
+    alike = [
+        "org/model",
+        "org-model",
+        "org--model",
+        "org model",
+        "org:model",
+        "/org/model",
+        "model",
+    ]
+    alike += ["org/-model", "org-/model", "org//model", "org/model.", ".org/model", "", "model/"]
+    alike += ["x" * 121, "x" * 122]
+    names = [naming.registered_name(model, "layer10") for model in alike]
+    assert len(set(names)) == len(alike)
+    assert not [name for name in names if set(name) & set("/: ")]
+
+
+@pytest.mark.parametrize(
     ("layer", "path", "label"),
     [
         (10, "layers.10", "layer10"),

@@ -9,9 +9,9 @@ import torch
 
 from sae_mlflow import architectures, load_sae
 from sae_mlflow.config import Settings
-from sae_mlflow.export import save_sae
+from sae_mlflow.formats.sae_files import save_sae
+from sae_mlflow.lm.sites import Site, sites
 from sae_mlflow.sae import Batch, build_sae
-from sae_mlflow.sites import Site, sites
 
 
 @dataclass

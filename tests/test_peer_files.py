@@ -10,7 +10,7 @@ from saved_saes import CASES, assert_same_latents, assert_same_recon, saved
 
 from sae_mlflow import load_sae
 from sae_mlflow.errors import UserError
-from sae_mlflow.export import export_sae, read_stored
+from sae_mlflow.formats.sae_files import export_sae, read_stored
 
 IN_SAE_LENS = [
     case for case in CASES if not case.startswith("topk_") and case not in ("crosscoder",)

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
 from sae_mlflow import load_sae
 from sae_mlflow.config import load_settings
-from sae_mlflow.display import Display
 from sae_mlflow.history import read_history
 from sae_mlflow.pipeline import run_training
+from sae_mlflow.reporting.display import Display
 
 EPOCHS = 3
 LAYERS = [1, "layers.2.mlp"]
@@ -195,9 +197,10 @@ def test_the_stored_weights_reconstruct_raw_activations_as_well_as_the_run_says(
     store, layers, settings, training
 ):
     """The held-out FVU, recomputed in float64 from the cache's raw activations."""
-    from sae_mlflow.activations import open_activations, plan_activations
-    from sae_mlflow.corpus import token_windows
-    from sae_mlflow.language_model import load_tokenizer
+    from sae_mlflow.activations.layer import open_activations
+    from sae_mlflow.activations.plan import plan_activations
+    from sae_mlflow.lm.loading import load_tokenizer
+    from sae_mlflow.text.corpus import token_windows
 
     windows = token_windows(settings.text, load_tokenizer(settings.model))
     for run, acts in zip(
@@ -210,7 +213,7 @@ def test_the_stored_weights_reconstruct_raw_activations_as_well_as_the_run_says(
         assert run.metrics["val_fvu"] == pytest.approx(fvu.item(), rel=1e-4)
 
 
-def test_an_output_folder_gets_the_same_as_plain_files(home, store, layers):
+def test_an_output_folder_gets_the_same_as_plain_files(home, store, layers, tmp_path):
     folder = home / "results" / "tiny-llama"
     files = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
     expected = {
@@ -227,6 +230,11 @@ def test_an_output_folder_gets_the_same_as_plain_files(home, store, layers):
             f"training_plots/tiny-llama_{layer}_reconstruction_loss.png",
         }
     assert files == expected
+    for run_id in (layers[0].parent_id, *(layer.run_id for layer in layers)):
+        (tmp_path / run_id).mkdir()
+        stored = store.download(f"runs:/{run_id}/training_plots", tmp_path / run_id)
+        for picture in stored.iterdir():
+            assert (folder / "training_plots" / picture.name).read_bytes() == picture.read_bytes()
     assert (
         read_history(folder / "layer1_training_history.json")["fvu"][-1] == layers[0].metrics["fvu"]
     )
@@ -286,3 +294,31 @@ def test_a_layer_that_fails_leaves_failed_runs_that_say_why(training, settings, 
     rows = list(training.store._search(experiment, ""))
     assert [row.status for row in rows] == ["FAILED"]
     assert "all activations are 0" in rows[0].tags["sae.failure"]
+
+
+@pytest.mark.parametrize(
+    ("role", "error", "status", "failure"),
+    [
+        ("sweep", KeyboardInterrupt(), "KILLED", "interrupted"),
+        ("sweep", MlflowException("the disk is full"), "FAILED", "the disk is full"),
+        ("layer", KeyboardInterrupt(), "KILLED", "interrupted"),
+    ],
+)
+def test_no_run_stays_open_that_cannot_say_what_it_is(
+    role, error, status, failure, training, settings, monkeypatch
+):
+    """What goes wrong while a run's params are logged, right after it was opened."""
+    log_batch = MlflowClient.log_batch
+
+    def broken(client, run_id, *args, params=(), **kwargs):
+        if params and client.get_run(run_id).data.tags["sae.role"] == role:
+            raise error
+        log_batch(client, run_id, *args, params=params, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", broken)
+    name = f"{role} {status}"
+    with pytest.raises(type(error)):
+        run_training(without(settings, experiment=name), Display(), tracking_uri=training.store.uri)
+    rows = list(training.store._search(training.store.find_experiment(name), ""))
+    assert {row.status for row in rows} == {status}
+    assert {row.tags["sae.failure"] for row in rows} == {failure}

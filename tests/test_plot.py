@@ -21,21 +21,20 @@ from plot_store import (
     new_experiment,
 )
 
-from sae_mlflow import drawing
-from sae_mlflow.choice import parse_layers
-from sae_mlflow.cli import run_cli
+from sae_mlflow.commands.cli import run_cli
 from sae_mlflow.errors import UserError
 from sae_mlflow.history import write_history
-from sae_mlflow.pictures import distinct, stem
 from sae_mlflow.plot import (
     app,
-    draw_layer_run,
-    draw_parent,
     load_and_plot_from_json,
     plot_all_layers_comparison,
     plot_reconstruction_loss_only,
     plot_sae_training_history,
 )
+from sae_mlflow.plots import drawing
+from sae_mlflow.plots.choice import parse_layers
+from sae_mlflow.plots.pictures import distinct, stem
+from sae_mlflow.plots.runs import draw_layer_run, draw_parent
 
 LAYER_PICTURES = [
     f"{STEM}_layer10_{kind}.png" for kind in ("reconstruction_loss", "training_history")
@@ -302,8 +301,8 @@ def test_a_run_deleted_while_drawing_is_said_and_the_rest_goes_on(plot_experimen
 
 
 def test_many_pictures_are_drawn_in_two_processes(monkeypatch, tmp_path):
-    from sae_mlflow.frames import history_table
-    from sae_mlflow.pictures import Picture
+    from sae_mlflow.plots.frames import history_table
+    from sae_mlflow.plots.pictures import Picture
 
     monkeypatch.setattr(drawing, "MANY", 2)
     table = history_table("m", {"layer1": history(2)})
@@ -469,10 +468,11 @@ def test_plotting_imports_neither_torch_nor_transformers(tmp_path):
     code = (
         "import sys\n"
         "from sae_mlflow import plot\n"
+        "from sae_mlflow.plots.runs import draw_layer_run\n"
         "light = {'numpy', 'pandas', 'matplotlib', 'seaborn', 'mlflow'} & set(sys.modules)\n"
         "assert not light, f'import sae_mlflow.plot alone imported {light}'\n"
-        "from sae_mlflow.tracking import Store\n"
-        f"plot.draw_layer_run(Store({store.uri!r}), {runs['layer9']!r})\n"
+        "from sae_mlflow.tracking.store import Store\n"
+        f"draw_layer_run(Store({store.uri!r}), {runs['layer9']!r})\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

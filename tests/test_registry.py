@@ -12,15 +12,17 @@ import yaml
 from saved_saes import saved
 
 from sae_mlflow import __main__ as cli
-from sae_mlflow import load_sae, pipeline
+from sae_mlflow import load_sae
 from sae_mlflow.config import Settings, load_settings, parse_set, setting_docs
-from sae_mlflow.display import Display
 from sae_mlflow.errors import UserError
 from sae_mlflow.naming import registered_name, sanitise
-from sae_mlflow.pipeline import Training, run_training
-from sae_mlflow.registry import promote, register_run
-from sae_mlflow.stopwatch import Stopwatch
-from sae_mlflow.tracking import Store
+from sae_mlflow.pipeline import run_training
+from sae_mlflow.reporting.display import Display
+from sae_mlflow.reporting.stopwatch import Stopwatch
+from sae_mlflow.runs import layer as layer_run
+from sae_mlflow.runs.training import Training
+from sae_mlflow.tracking.registry import promote, register_run
+from sae_mlflow.tracking.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def trained(store, experiment, model, sae_folder):
 
 def test_a_run_is_registered_once_as_model_and_layer(store, trained, model):
     name = registered_name(model, "layer10")
-    assert name.startswith("org-test_a_run") and name.endswith("-layer10")
+    assert name.startswith("org--test_a_run") and name.endswith("-layer10")
     run = trained()
     assert register_run(store, run) == (f"models:/{name}/1", True)
     assert register_run(store, run) == (f"models:/{name}/1", False)
@@ -156,7 +158,7 @@ def test_promote_moves_best_to_the_lowest_fvu_within_the_l0(store, trained, expe
     assert f"from version 1 to version 2 (run {dense}" in next(promote(store, experiment, 64))
     assert f"from version 2 to version 3 (run {worse}" in next(promote(store, experiment, 31))
     assert "from version 3 to version 1" in next(promote(store, experiment, 32))
-    assert store.aliased_version(name, "best") == "1"
+    assert store.models.aliased_version(name, "best") == "1"
 
 
 def test_promote_goes_by_model_and_layer_or_one_of_them(store, trained, experiment, model):
@@ -220,7 +222,7 @@ def test_register_is_a_setting_like_any_other(tmp_path, monkeypatch):
 def test_a_registry_that_refuses_costs_a_warning_alone(store, trained, capsys, monkeypatch, home):
     run = store.reopen(trained())
     training = Training(Settings(), store, "e", "0", Display(), Stopwatch(), torch.device("cpu"))
-    pipeline._register(training, run, home / "nowhere")
+    layer_run._register(training, run, home / "nowhere")
     assert f"register it later: sae-mlflow register --run {run.run_id}" in " ".join(
         capsys.readouterr().out.split()
     )

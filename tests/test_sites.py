@@ -7,7 +7,7 @@ import pytest
 
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
-from sae_mlflow.sites import Site, sites
+from sae_mlflow.lm.sites import Site, sites
 
 
 def sites_of(architecture: str, *layers: int | str) -> tuple[Site, ...]:
@@ -56,6 +56,6 @@ def test_layers_are_modules_and_not_their_ends(architecture: str, layer: str) ->
 
 
 def test_sites_are_known_without_torch() -> None:
-    code = "import sys, sae_mlflow.sites; print('torch' in sys.modules)"
+    code = "import sys, sae_mlflow.lm.sites; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from spliced_models import CONTEXT, D_MODEL, VOCABULARY, tiny_lm
 
-from sae_mlflow.splice import Splicer, norm_caps, spliced_rows
+from sae_mlflow.evaluation.splice import Splicer, norm_caps, spliced_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = torch.randint(1, VOCABULARY, (3, CONTEXT), generator=torch.Generator().manual_seed(0))

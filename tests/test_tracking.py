@@ -9,8 +9,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from sae_mlflow.errors import UserError
-from sae_mlflow.reach import check_reachable, hide_password
-from sae_mlflow.tracking import Store, launched_experiment_id
+from sae_mlflow.tracking.launcher import launched_experiment_id, launched_run
+from sae_mlflow.tracking.reach import check_reachable, hide_password
+from sae_mlflow.tracking.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +135,10 @@ def test_experiment_zero_from_mlflow_run_means_that_no_name_was_given(monkeypatc
 
 
 def test_a_launchers_run_that_is_not_there_is_said(store, monkeypatch):
-    assert store.launcher() is None
+    assert launched_run(store) is None
     monkeypatch.setenv("MLFLOW_RUN_ID", "abc")
     with pytest.raises(UserError, match="MLFLOW_RUN_ID names run abc, which isn't in"):
-        store.launcher()
+        launched_run(store)
 
 
 def refused_port():
@@ -155,7 +156,7 @@ def test_a_store_that_nobody_serves_is_said_at_once(scheme):
 
 
 def test_a_server_that_never_answers_is_given_up_on(monkeypatch):
-    monkeypatch.setattr("sae_mlflow.reach._PROBE_SECONDS", 0.3)
+    monkeypatch.setattr("sae_mlflow.tracking.reach._PROBE_SECONDS", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-from sae_mlflow.architectures import ARCHITECTURES
+from sae_mlflow.architectures import ARCHITECTURES, stored_names
 from sae_mlflow.config import SAESettings
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.sae.base import SAE, Batch, Reconstruction, Sizes, StepLoss
@@ -41,9 +41,9 @@ def sae_from_config(config: dict[str, Any]) -> SAE:
         KeyError: a hyperparameter is missing.
     """
     stored = str(config["architecture"])
+    if stored not in stored_names():
+        raise UserError(f"architecture {stored!r} is not known. Known: {known(stored_names())}.")
     kind = stored.removesuffix("_transcoder").removesuffix("_skip")
-    if kind not in ARCHITECTURES:
-        raise UserError(f"architecture {stored!r} is not known. Known: {known(ARCHITECTURES)}.")
     sizes = Sizes(
         d_in=config["d_in"],
         d_sae=config["d_sae"],

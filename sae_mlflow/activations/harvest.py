@@ -1,0 +1,79 @@
+"""One LM forward for all sites: what the activation cache lacks is read and written."""
+
+import errno
+import logging
+import time
+from collections.abc import Iterator
+
+import torch
+from filelock import Timeout
+
+from sae_mlflow import assets
+from sae_mlflow.activations import cache
+from sae_mlflow.activations.plan import ActivationPlan, all_windows, starts_of
+from sae_mlflow.errors import UserError
+from sae_mlflow.lm.hookpoints import LanguageModel
+
+log = logging.getLogger(__name__)
+
+
+def fill_activations(plan: ActivationPlan, lm: LanguageModel) -> Iterator[int]:
+    """Collect what is missing, every hookpoint in the same forward passes.
+
+    Yields the number of tokens read so far, after each batch; all that was yielded for is on disk.
+    Another process that fills the same entry is waited for, and what it wrote is used.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    lock = cache.lock_of(plan.key)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("Waiting for another process that is writing the same activations")
+        lock.acquire()
+    try:
+        yield from _fill(plan, lm)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(
+            f"The disk with {plan.folder} is full. Make room (`sae-mlflow cache prune`) and run "
+            "again: what was written is kept."
+        ) from None
+    finally:
+        lock.release()
+
+
+def _fill(plan: ActivationPlan, lm: LanguageModel) -> Iterator[int]:
+    batch_windows = plan.settings.activations.batch_windows
+    starts = starts_of(plan.stores, batch_windows)
+    if not starts:
+        return
+    _write_facts(plan)
+    stores = [store for store in plan.stores if store.hookpoint in starts]
+    for store in stores:
+        store.cut(starts[store.hookpoint])
+    windows = all_windows(plan.windows)
+    first = min(starts.values())
+    for begin in range(first, len(windows), batch_windows):
+        batch = windows[begin : begin + batch_windows]
+        wanted = [store for store in stores if starts[store.hookpoint] <= begin]
+        acts = lm.activations(torch.from_numpy(batch).long(), [s.hookpoint for s in wanted])
+        kept = torch.from_numpy(plan.windows.kept(batch).reshape(-1)).to(lm.device)
+        for store in wanted:
+            store.append(acts[store.hookpoint][kept])
+        yield (begin - first + len(batch)) * plan.windows.context
+
+
+def _write_facts(plan: ActivationPlan) -> None:
+    cache.write_facts(
+        assets.make_folder(plan.folder),
+        model=plan.settings.model.name,
+        text=plan.windows.source,
+        tokens=plan.windows.n_tokens,
+        context=plan.windows.context,
+        dtype=plan.settings.activations.dtype,
+        created=time.strftime("%Y-%m-%d %H:%M:%S"),
+    )
+    cache.touch(plan.folder)

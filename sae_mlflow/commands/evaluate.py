@@ -1,0 +1,50 @@
+"""`sae-mlflow evaluate`: what the LM loses with a trained SAE in it, and what latents fire on."""
+
+from typing import Annotated
+
+import typer
+
+from sae_mlflow.commands.cli import TRACKING_URI
+from sae_mlflow.errors import UserError
+
+
+def evaluate_command(
+    run: Annotated[
+        str | None, typer.Option(help="Evaluate this run: a layer's, or a parent with all layers.")
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="Evaluate all finished runs of this MLflow experiment.")
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Held-out tokens that the LM reads, at most.")
+    ] = 8192,
+    latents: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Latents that latents.html shows: half the most frequent, half random."
+        ),
+    ] = 50,
+    latent: Annotated[
+        list[int] | None,
+        typer.Option(help="Also show the latent of this index; give it again for more."),
+    ] = None,
+    tracking_uri: Annotated[str | None, TRACKING_URI] = None,
+) -> None:
+    """Let trained SAEs stand in for their layers, and log what the LM loses to their runs.
+
+    Metrics (`ce_loss_recovered`, `kl_divergence`, ...) and `evaluation/` with density.csv,
+    density.png and latents.html. Special tokens, each window's first position and giant norms
+    pass through unspliced, and the zero ablation leaves the same ones as they are.
+    """
+    if bool(run) == bool(experiment):
+        raise UserError("Give one of --run ID and --experiment NAME.")
+    from sae_mlflow.evaluation.runs import Request, evaluate_runs, rows_of_experiment, rows_of_run
+    from sae_mlflow.memory import keep_freed_memory
+    from sae_mlflow.tracking.store import Store
+
+    keep_freed_memory()
+    store = Store(tracking_uri or None)
+    rows = rows_of_run(store, run) if run else rows_of_experiment(store, experiment or "")
+    request = Request(tokens, latents, tuple(dict.fromkeys(latent or ())))
+    for line in evaluate_runs(store, rows, request):
+        print(line, flush=True)

@@ -1,0 +1,123 @@
+"""`sae-mlflow plot`, which is `python -m sae_mlflow.plot`: pictures of runs or history files."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sae_mlflow.commands.cli import TRACKING_URI
+from sae_mlflow.errors import UserError
+from sae_mlflow.plots.choice import Choice, parse_layers
+from sae_mlflow.plots.drawing import drawing_processes
+from sae_mlflow.plots.files import draw_history_file, draw_sae_dir
+from sae_mlflow.plots.runs import draw_experiment
+
+DEFAULT_SAE_DIR = Path("results/saes")
+
+
+def plot_command(
+    experiment: Annotated[
+        str | None, typer.Option(help="Draw this MLflow experiment's runs, out of the store.")
+    ] = None,
+    sae_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw every {model}/{layer}_training_history.json below this folder. "
+            f"[default without --experiment: {DEFAULT_SAE_DIR}]"
+        ),
+    ] = None,
+    history_file: Annotated[
+        Path | None,
+        typer.Option(help="Draw this file; model and layer come from its folder's and own name."),
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option(help="Only this model, with or without its slashes.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Only these layers: 10,15 or 3-7 or layer10_mlp.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Only this metric (any in the store): one picture a layer, one overlay."),
+    ] = None,
+    runs: Annotated[
+        Literal["latest", "all"] | None,
+        typer.Option(
+            help="Of runs that differ only in their seed: the latest, or all, as mean and range. "
+            "[default: latest]"
+        ),
+    ] = None,
+    comparison: Annotated[
+        bool | None,
+        typer.Option(
+            "--comparison/--no-comparison",
+            help="Overlays of all layers. [default: on with --experiment, else off]",
+        ),
+    ] = None,
+    log: Annotated[
+        bool | None,
+        typer.Option("--log/--no-log", help="Log the pictures into the runs. [default: log]"),
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Write DIR/{model}/training_plots/ (too).", metavar="DIR")
+    ] = None,
+    tracking_uri: Annotated[str | None, TRACKING_URI] = None,
+) -> None:
+    """Draw training histories, from the tracking store or from files.
+
+    Prints each file and artifact that it made.
+    """
+    _refuse_conflicts(
+        experiment is not None,
+        files={"--sae-dir": sae_dir is not None, "--history-file": history_file is not None},
+        store={
+            "--runs": runs is not None,
+            "--log": log is True,
+            "--no-log": log is False,
+            "--tracking-uri": tracking_uri is not None,
+        },
+    )
+    choice = Choice(
+        model=model_name or None,
+        layers=parse_layers(layers) if layers else (),
+        metric=metric or None,
+        runs=runs or "latest",
+        comparison=experiment is not None if comparison is None else comparison,
+        log=log is not False,
+        output_dir=output_dir,
+    )
+    made: Iterator[str]
+    if experiment is not None:
+        made = _from_store(experiment, choice, tracking_uri)
+    elif history_file is not None:
+        if choice.comparison:
+            raise UserError("--comparison needs several layers. Give --sae-dir instead.")
+        made = draw_history_file(history_file, choice)
+    else:
+        made = draw_sae_dir(sae_dir or DEFAULT_SAE_DIR, choice)
+    for line in made:
+        print(line, flush=True)
+
+
+def _from_store(experiment: str, choice: Choice, tracking_uri: str | None) -> Iterator[str]:
+    if not choice.log and choice.output_dir is None:
+        raise UserError("--no-log without --output-dir DIR would leave no picture. Add the latter.")
+    with drawing_processes() as pool:
+        from sae_mlflow.tracking.store import Store
+
+        yield from draw_experiment(Store(tracking_uri), experiment, choice, pool)
+
+
+def _refuse_conflicts(
+    from_store: bool, files: Mapping[str, bool], store: Mapping[str, bool]
+) -> None:
+    wrong = [option for option, given in (files if from_store else store).items() if given]
+    if wrong and from_store:
+        raise UserError(
+            f"--experiment draws from the store, {wrong[0]} from files. Leave one away."
+        )
+    if wrong:
+        raise UserError(f"{wrong[0]} is about runs in the store. Add --experiment NAME.")
+    if all(files.values()):
+        raise UserError("--sae-dir and --history-file exclude each other. Leave one away.")

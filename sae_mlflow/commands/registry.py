@@ -1,0 +1,43 @@
+"""`sae-mlflow register` and `sae-mlflow promote`: SAEs in MLflow's model registry."""
+
+from typing import Annotated
+
+import typer
+
+from sae_mlflow.commands.cli import TRACKING_URI
+
+
+def register_command(
+    run: Annotated[str, typer.Option(metavar="ID", help="A layer's run.")],
+    tracking_uri: Annotated[str | None, TRACKING_URI] = None,
+) -> None:
+    """Register a run's SAE as `{model}-{layer}`: an MLflow pyfunc model that gives latents.
+
+    It has its own copy of the weights, and so outlives the run.
+    """
+    from sae_mlflow.tracking.registry import register_run
+    from sae_mlflow.tracking.store import Store
+
+    uri, is_new = register_run(Store(tracking_uri or None), run)
+    typer.echo(f"{uri} {'registered' if is_new else 'is there already'} (run {run})")
+
+
+def promote_command(
+    experiment: Annotated[str, typer.Option(metavar="NAME", help="MLflow experiment.")],
+    max_l0: Annotated[float, typer.Option(help="Largest held-out L0 (val_l0_norm) of a run.")],
+    model: Annotated[str | None, typer.Option(help="Only this language model.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Only this layer: 10, layer10, layers.10.mlp.")
+    ] = None,
+    tracking_uri: Annotated[str | None, TRACKING_URI] = None,
+) -> None:
+    """Move the alias `best` to the run with the lowest val_fvu within an L0, for each layer.
+
+    A run that isn't registered yet is registered first.
+    """
+    from sae_mlflow.tracking.registry import promote
+    from sae_mlflow.tracking.store import Store
+
+    store = Store(tracking_uri or None)
+    for line in promote(store, experiment, max_l0, model=model or None, layer=layer or None):
+        typer.echo(line)

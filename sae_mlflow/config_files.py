@@ -1,0 +1,94 @@
+"""Config files: found by name, read as YAML, and laid over what they extend."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sae_mlflow.errors import UserError, did_you_mean, known
+
+
+def find_config(config: str) -> Path:
+    """The file that a config's name means: a path, else in `./configs`, else the package's own."""
+    asked = Path(config).expanduser()
+    for candidate in _candidates(asked):
+        if candidate.is_file():
+            return candidate
+    names = sorted({p.name for d in _config_folders() if d.is_dir() for p in d.glob("*.yaml")})
+    hint = did_you_mean(asked.name, names)
+    raise UserError(
+        f"Config {config!r} not found. {hint}There are: {known(names)}, or give a path."
+    )
+
+
+def _candidates(asked: Path) -> Iterator[Path]:
+    spellings = [asked] if asked.suffix in {".yaml", ".yml"} else [asked, Path(f"{asked}.yaml")]
+    for path in spellings:
+        yield path
+        if not path.is_absolute():
+            # `configs/sae/x.yaml` also finds the package's `x.yaml`, wherever one works from
+            tails = [
+                Path(*path.parts[i:]) for i in range(len(path.parts)) if ".." not in path.parts
+            ]
+            yield from (folder / tail for folder in _config_folders() for tail in tails)
+
+
+def _config_folders() -> list[Path]:
+    package = Path(__file__).parent
+    shipped = package / "configs"  # inside the wheel; in a source checkout it stands one level up
+    return [Path("configs"), shipped if shipped.is_dir() else package.parent / "configs"]
+
+
+def read_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a file says, over what it `extends`.
+
+    Args:
+        seen: files that extend this one.
+
+    Raises:
+        UserError: a file is missing, empty or not YAML, or extends itself.
+    """
+    if path.resolve() in seen:
+        raise UserError(f"{path}: `extends` comes back to this file. Remove one of the links.")
+    data = _read_yaml(path)
+    parent = data.pop("extends", None)
+    if parent is None:
+        return data
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends = {parent!r}, but it takes one config's name.")
+    beside = path.parent / parent
+    base_path = beside if beside.is_file() else find_config(parent)
+    base = read_config(base_path, (*seen, path.resolve()))
+    return _merge(base, data)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        problem = getattr(error, "problem", None) or "it can't be parsed"
+        raise UserError(f"{path}{where} is not valid YAML: {problem}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file. A config is YAML in UTF-8.") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}.") from None
+    if data is None:
+        raise UserError(f"{path} is empty. Put settings in it, or start from sae_balanced.yaml.")
+    if not isinstance(data, dict):
+        raise UserError(
+            f"{path} holds a {type(data).__name__}, but a config is `key: value` lines."
+        )
+    return data
+
+
+def _merge(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in data.items():
+        old = merged.get(key)
+        merged[key] = (
+            _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return merged

@@ -1,0 +1,48 @@
+"""An evaluation as files, as they stand under `evaluation/` among a run's artifacts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sae_mlflow.evaluation.density import density_table, write_density_table
+from sae_mlflow.evaluation.evaluate import Evaluation
+from sae_mlflow.evaluation.page import Card, latent_page
+
+DENSITY_TABLE, DENSITY_FIGURE, LATENT_PAGE = "density.csv", "density.png", "latents.html"
+
+
+def write_density(
+    evaluation: Evaluation, folder: Path, *, model: str, layer: str, note: str = ""
+) -> None:
+    """Write `density.csv` and `density.png`.
+
+    Args:
+        model: as it stands in titles.
+        layer: the site's label.
+        note: a line under the picture's title.
+    """
+    # matplotlib takes a second to import
+    from sae_mlflow.evaluation.density_figure import density_figure
+    from sae_mlflow.plots.looks import DPI, theme
+
+    table = density_table(evaluation.density, evaluation.spliced_tokens)
+    write_density_table(table, folder / DENSITY_TABLE)
+    figure = density_figure(table, model, layer, note)
+    with theme():
+        figure.savefig(folder / DENSITY_FIGURE, dpi=DPI)
+
+
+def write_latent_page(
+    evaluation: Evaluation, cards: Sequence[Card], folder: Path, *, title: str, note: str = ""
+) -> None:
+    """Write `latents.html`; `write_density` comes first, its picture is on the page."""
+    read = int(evaluation.metrics["evaluation_tokens"])
+    notes = [
+        note,
+        f"{len(cards)} of {len(evaluation.density):,} latents, on {read:,} tokens of held-out text,"
+        f" {read - evaluation.spliced_tokens:,} of which pass the SAE by.",
+    ]
+    if evaluation.firings is not None and not evaluation.firings.complete:
+        notes.append("So much fires that the examples are from the first part of the text alone.")
+    png = (folder / DENSITY_FIGURE).read_bytes()
+    page = latent_page(title, [n for n in notes if n], evaluation.metrics, png, cards)
+    (folder / LATENT_PAGE).write_text(page, encoding="utf-8")

@@ -1,0 +1,108 @@
+"""SAELens' files (6 and later): `cfg.json` and `sae_weights.safetensors`.
+
+Our own layout too: an architecture that SAELens doesn't know is stored in the same way, under a
+name of ours.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae_mlflow.errors import UserError
+from sae_mlflow.formats import stored_sae
+from sae_mlflow.formats.stored_sae import AUTOENCODERS, StoredSAE
+from sae_mlflow.formats.weight_files import read_json, read_safetensors
+
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+
+KNOWN_TO_SAE_LENS = (*AUTOENCODERS, "jumprelu_transcoder", "jumprelu_skip_transcoder")
+
+# The SAELens release whose layout this is; a config that names none is taken for one before 6.
+SAE_LENS_VERSION = "6.54.12"
+
+# What its configs say beyond what an SAE is made from; all of it is dealt with in reading.
+_OF_SAE_LENS_ALONE = {
+    "dtype",
+    "device",
+    "apply_b_dec_to_input",
+    "normalize_activations",
+    "reshape_activations",
+    "rescale_acts_by_decoder_norm",
+}
+
+# SAELens' ReLU transcoders, which are JumpReLU transcoders of threshold 0.
+_RELU = {"transcoder": "jumprelu_transcoder", "skip_transcoder": "jumprelu_skip_transcoder"}
+
+
+def refusal(stored: StoredSAE) -> str | None:
+    """Why SAELens can't open this one; None where it can."""
+    if stored.architecture in KNOWN_TO_SAE_LENS:
+        return None
+    return f"SAELens has no {stored.architecture}"
+
+
+def write(stored: StoredSAE, folder: Path) -> None:
+    metadata = {"sae_lens_version": SAE_LENS_VERSION} | stored.config.get("metadata", {})
+    config = stored.config | {
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": stored_sae.centres(stored.architecture),
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "rescale_acts_by_decoder_norm": False,
+        "metadata": metadata,
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    weights = {name: w.float().contiguous() for name, w in stored.weights.items()}
+    save_file(weights, folder / WEIGHTS_FILE)
+
+
+def read(folder: Path) -> StoredSAE:
+    file = folder / CONFIG_FILE
+    config, weights = read_json(file), read_safetensors(folder / WEIGHTS_FILE)
+    if not {"architecture", "d_in", "d_sae"} <= config.keys():
+        raise UserError(f"{file} is not an SAE's config: it needs architecture, d_in and d_sae.")
+    _check_normalisation(config, file)
+    architecture = str(config["architecture"])
+    if architecture in _RELU:
+        architecture = _RELU[architecture]
+        weights["threshold"] = torch.zeros(stored_sae.whole_number(config, "d_sae", file))
+    stored_sae.check_architecture(architecture, file)
+    weights = _in_our_terms(architecture, config, weights, file)
+    plain = {key: value for key, value in config.items() if key not in _OF_SAE_LENS_ALONE}
+    about = config.get("metadata", {})
+    return StoredSAE(plain | {"architecture": architecture, "metadata": about}, weights)
+
+
+def _check_normalisation(config: dict[str, Any], file: Path) -> None:
+    normalisation = config.get("normalize_activations", "none")
+    if normalisation not in ("none", None):
+        raise UserError(
+            f"{file}: normalize_activations = {normalisation!r} can't be read. "
+            "Fold the normalisation into the weights first."
+        )
+
+
+def _in_our_terms(
+    architecture: str, config: dict[str, Any], weights: dict[str, Tensor], file: Path
+) -> dict[str, Tensor]:
+    """Weights for an SAE that centres its input, and chooses latents by pre-activations alone."""
+    centring = config.get("apply_b_dec_to_input", stored_sae.centres(architecture))
+    rescales = bool(config.get("rescale_acts_by_decoder_norm")) and architecture == "topk"
+    if architecture not in AUTOENCODERS:
+        if centring != stored_sae.centres(architecture):
+            subtracts = "nothing" if centring else "b_dec"
+            raise UserError(
+                f"{file}: apply_b_dec_to_input = {json.dumps(centring)}, but a {architecture} "
+                f"subtracts {subtracts} from what it reads. Set it to {json.dumps(not centring)}, "
+                "or name another architecture."
+            )
+        return weights
+    stored_sae.check_shapes(architecture, weights, file.with_name(WEIGHTS_FILE))
+    weights = weights if centring else stored_sae.centred(weights)
+    return stored_sae.unit_decoder(weights) if rescales else weights

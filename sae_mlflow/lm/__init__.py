@@ -1,0 +1,1 @@
+"""The language model: found, checked, loaded, and heard at the places where SAEs stand."""

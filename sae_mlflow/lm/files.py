@@ -1,0 +1,170 @@
+"""Where a language model's files are, and what identifies its weights."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_mlflow import assets
+from sae_mlflow.config import EMBEDDED_MODEL, ModelSettings
+from sae_mlflow.errors import UserError
+from sae_mlflow.lm import embedded
+
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
+_HUB_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model that is there."""
+
+    path: str
+    """What `from_pretrained` takes: a folder, or a Hub name."""
+    commit: str | None
+    """Hub models only."""
+    folder: Path
+    """Holds at least `config.json`."""
+
+
+def locate(model: ModelSettings) -> ModelFiles:
+    """Find a model; of a Hub model only `config.json` is fetched, of the embedded one all.
+
+    Raises:
+        UserError: it isn't there, is gated, its name can't be one, or the Hub can't be reached.
+    """
+    return _locate(model.name, model.revision)
+
+
+@functools.lru_cache(maxsize=8)
+def _locate(name: str, revision: str | None) -> ModelFiles:
+    if name == EMBEDDED_MODEL:
+        folder = embedded.embedded_model()
+        return ModelFiles(str(folder), None, folder)
+    check_name(name)
+    folder = Path(name).expanduser()
+    return ModelFiles(str(folder), None, folder) if folder.is_dir() else _on_hub(name, revision)
+
+
+def check_name(name: str) -> None:
+    """Refuse what is neither a model's folder nor a possible Hub name; asks no network.
+
+    Raises:
+        UserError: as said.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if len(name) < 1024 and "\0" not in name and (folder := Path(name).expanduser()).is_dir():
+        if (folder / "config.json").is_file():
+            return
+        raise UserError(
+            f"model.name = {name!r} is a folder without a config.json. Give the folder that "
+            "`save_pretrained` wrote, or a Hub name."
+        )
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        shown = name if len(name) < 100 else f"{name[:100]}..."
+        raise UserError(
+            f"model.name = {shown!r} is neither a folder that exists nor a Hub name like "
+            f"meta-llama/Llama-2-7b-hf. Correct it, or use {EMBEDDED_MODEL} (embedded)."
+        ) from None
+
+
+def _on_hub(name: str, revision: str | None) -> ModelFiles:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError
+
+    try:
+        # asked first because it fails at once, where a download tries again for half a minute
+        commit = HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS).sha
+        config = hf_hub_download(name, "config.json", revision=commit)
+    except GatedRepoError:
+        raise UserError(
+            f"{name} is gated. Accept its licence at https://huggingface.co/{name}, log in with "
+            "`hf auth login`, and try again."
+        ) from None
+    except HfHubHTTPError as error:
+        raise UserError(_refused(name, revision, error)) from None
+    except (OSError, HTTPError) as error:  # HTTPError is the client's: no network, or too slow
+        config = _in_hub_cache(name, revision, error)
+    folder = Path(config).parent  # .../snapshots/<commit>
+    return ModelFiles(name, folder.name, folder)
+
+
+def _refused(name: str, revision: str | None, error: Exception) -> str:
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    match error:
+        case RevisionNotFoundError():
+            return f"model.revision = {revision!r} is no branch, tag or commit of {name}."
+        case RepositoryNotFoundError():
+            return (
+                f"model.name = {name!r} is neither a folder here nor a model on the Hub (or a "
+                "private one). Correct the name, or log in with `hf auth login`."
+            )
+        case EntryNotFoundError():
+            return (
+                f"{name} on the Hub has no config.json. Choose a repository in transformers' form."
+            )
+        case _:
+            return f"The Hub refused {name}: {str(error).splitlines()[0]}"
+
+
+def _in_hub_cache(name: str, revision: str | None, error: Exception) -> str:
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json", revision=revision)
+    if isinstance(config, str):
+        return config
+    raise UserError(
+        f"model.name = {name!r} is no folder here, isn't in the Hub's cache, and the Hub can't be "
+        f"reached ({error}). Connect, give a local folder, or use {EMBEDDED_MODEL} (embedded)."
+    ) from None
+
+
+def weights_hash(model: ModelSettings) -> str:
+    """What identifies a model's weights: other weights, another hash.
+
+    A local folder's weight files are read once; the cache folder remembers by path, size and time.
+    """
+    if model.name == EMBEDDED_MODEL:
+        return f"sha256:{embedded.MODEL.member_sha256}"
+    files = locate(model)
+    if files.commit:
+        return f"hub:{files.path}@{files.commit}"
+    digest = hashlib.sha256()
+    for name, file_hash in sorted(_hashes(files.folder)):
+        digest.update(f"{name} {file_hash}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _hashes(folder: Path) -> Iterator[tuple[str, str]]:
+    """Name and sha256 of each file that decides what the model computes."""
+    memo_file = assets.make_folder(assets.cache_folder()) / "weights_hashes.json"
+    memo = _read_memo(memo_file)
+    before = dict(memo)
+    for file in folder.iterdir():
+        if file.name == "config.json" or file.suffix in _WEIGHT_SUFFIXES:
+            stat = file.stat()
+            key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+            memo[key] = memo.get(key) or assets.sha256_of(file)
+            yield file.name, memo[key]
+    if memo != before:
+        part = memo_file.with_name(f"{memo_file.name}.{os.getpid()}")
+        part.write_text(json.dumps(memo), encoding="utf-8")
+        part.replace(memo_file)
+
+
+def _read_memo(file: Path) -> dict[str, str]:
+    try:
+        memo = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return memo if isinstance(memo, dict) else {}

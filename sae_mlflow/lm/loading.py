@@ -1,0 +1,192 @@
+"""The language model: checked by its config alone, then loaded, with its tokenizer."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from sae_mlflow import naming
+from sae_mlflow.config import EMBEDDED_MODEL, ModelSettings, Settings
+from sae_mlflow.errors import UserError, known
+from sae_mlflow.lm import embedded
+from sae_mlflow.lm.files import check_name, locate
+from sae_mlflow.lm.hookpoints import LanguageModel, block_of
+from sae_mlflow.lm.quiet import quiet_transformers
+from sae_mlflow.lm.sites import sites
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a model's config says of its size."""
+
+    n_layers: int
+    d_model: int
+    vocab_size: int
+    max_context: int | None
+    """Tokens it reads at once; None where its positions have no end."""
+
+
+def check_model(settings: Settings) -> ModelShape:
+    """Find out from a model's config alone whether it has what the SAEs read and reconstruct.
+
+    Raises:
+        UserError: the model isn't there, is gated or no causal LM; a layer isn't there, or isn't
+            one that the architecture works on.
+    """
+    model = settings.model
+    hookpoints = [hookpoint for site in sites(settings) for hookpoint in site.hookpoints]
+    shape = model_shape(model)
+    for layer in model.layers:
+        block = naming.block_number(layer)
+        if block is not None and block >= shape.n_layers:
+            raise UserError(
+                f"model.layers: {layer}, but {model.name} has layers 0..{shape.n_layers - 1}. "
+                "Remove it, or choose a deeper model."
+            )
+    hookpoint_widths(model, hookpoints)
+    return shape
+
+
+def model_shape(model: ModelSettings) -> ModelShape:
+    """A model's size; of the embedded one without fetching it."""
+    if model.name == EMBEDDED_MODEL:
+        config: Any = SimpleNamespace(**embedded.CONFIG)
+    else:
+        check_name(model.name)  # in less time than it takes to import transformers
+        config = _config(model).get_text_config()
+    return ModelShape(
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        vocab_size=config.vocab_size,
+        max_context=getattr(config, "max_position_embeddings", None),
+    )
+
+
+def hookpoint_widths(model: ModelSettings, hookpoints: Iterable[str]) -> dict[str, int]:
+    """Dimensions of each hookpoint, without the model's weights.
+
+    Raises:
+        UserError: a path that names no module, or one whose output (or input) is no activation.
+    """
+    hookpoints = tuple(hookpoints)
+    if all(re.fullmatch(r"layers\.\d+(:input)?", hookpoint) for hookpoint in hookpoints):
+        return dict.fromkeys(hookpoints, model_shape(model).d_model)
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AutoModelForCausalLM
+
+    # tensors that have a shape and no numbers: 7B parameters take a second and no memory
+    with FakeTensorMode(), quiet_transformers():
+        sketch = LanguageModel(AutoModelForCausalLM.from_config(_config(model)), model.name)
+        acts = sketch.activations(torch.zeros(2, 3, dtype=torch.long), hookpoints)
+    for hookpoint in hookpoints:
+        if hookpoint not in acts or acts[hookpoint].shape[0] != 2 * 3:
+            verb = "take in" if naming.is_input(hookpoint) else "put out"
+            raise UserError(
+                f"model.layers: {naming.module_path(hookpoint)} of {model.name} doesn't {verb} one "
+                f"activation a token. Choose another module, for example {block_of(hookpoint)}."
+            )
+    return {hookpoint: acts[hookpoint].shape[1] for hookpoint in hookpoints}
+
+
+def _config(model: ModelSettings) -> Any:
+    from transformers import AutoConfig, LlamaConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if model.name == EMBEDDED_MODEL:
+        return LlamaConfig(**embedded.CONFIG)
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(locate(model).folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{model.name}: transformers can't use its config.json: {_first_line(error)}"
+        ) from None
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(
+            f"{model.name} is a {config.model_type} model, not a causal language model. Choose one "
+            "that transformers loads with AutoModelForCausalLM."
+        )
+    return config
+
+
+def load_tokenizer(model: ModelSettings) -> Any:
+    """The model's own tokenizer.
+
+    Raises:
+        UserError: the model isn't there, or has none.
+    """
+    files = locate(model)
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(
+                files.path, revision=files.commit, local_files_only=files.commit is None
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(
+            f"{model.name} has no tokenizer that loads: {_first_line(error)} Save one into the "
+            "model's folder with `tokenizer.save_pretrained`."
+        ) from None
+
+
+def load_language_model(model: ModelSettings) -> LanguageModel:
+    """Load the weights, in `model.dtype`, onto `model.device`.
+
+    Raises:
+        UserError: the model or the device isn't there, or the weights don't fit the config.
+    """
+    device = resolve_device(model.device)
+    files = locate(model)
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_transformers():
+            result: Any = AutoModelForCausalLM.from_pretrained(
+                files.path,
+                revision=files.commit,
+                local_files_only=files.commit is None,
+                dtype=getattr(torch, model.dtype),
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{model.name} can't be loaded: {_first_line(error)} Fetch or save it again."
+        ) from None
+    loaded, info = result
+    missing = [n for n in info["missing_keys"] if n.startswith(f"{loaded.base_model_prefix}.")]
+    if missing:  # transformers would go on with random numbers
+        raise UserError(f"{model.name} has no weights for {known(sorted(missing), limit=3)}.")
+    return LanguageModel(loaded.to(device), model.name)
+
+
+def resolve_device(name: str) -> torch.device:
+    """A torch device that is there; `auto` is cuda, else mps, else cpu.
+
+    Raises:
+        UserError: it isn't there.
+    """
+    available = [d for d, there in _accelerators() if there] + ["cpu"]
+    if name == "auto":
+        return torch.device(available[0])
+    try:
+        device = torch.device(name)
+        if device.type in available:
+            torch.empty(0, device=device)  # an index past the last one fails here
+            return device
+    except (RuntimeError, AssertionError):
+        pass
+    raise UserError(f"model.device = {name!r} is not here. There are: auto, {known(available)}.")
+
+
+def _accelerators() -> list[tuple[str, bool]]:
+    return [("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())]
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines() or [type(error).__name__]
+    return text[0].rstrip(".") + "."

@@ -1,0 +1,95 @@
+"""What is asked to be drawn, held against what there is."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sae_mlflow import naming
+from sae_mlflow.errors import UserError, known
+
+if TYPE_CHECKING:  # at run time it would import mlflow
+    from sae_mlflow.tracking.contents import RunRow
+    from sae_mlflow.tracking.store import Store
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of an experiment is drawn, and where it goes."""
+
+    model: str | None = None
+    """As it was trained, or sanitised; None means all."""
+    layers: tuple[str, ...] = ()
+    """Labels such as `layer10`; none means all."""
+    metric: str | None = None
+    """Draw this one alone: a single picture a layer, and one overlay."""
+    runs: Literal["latest", "all"] = "latest"
+    comparison: bool = True
+    log: bool = True
+    output_dir: Path | None = None
+    """Also write `{output_dir}/{model}/training_plots/`."""
+
+
+def parse_layers(text: str) -> tuple[str, ...]:
+    """`10,15`, `3-7`, `layer10_mlp` or `layers.10.mlp` as labels: `("layer10", "layer15")`."""
+    labels: list[str] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        first, dash, last = part.partition("-")
+        if dash and first.isdecimal() and last.isdecimal():
+            labels += [naming.layer_label(n) for n in range(int(first), int(last) + 1)]
+        elif label := naming.layer_label(part):
+            labels.append(label)
+    if not labels:
+        raise UserError(f"--layers {text!r} names no layer. Write 10,15 or 3-7 or layer10_mlp.")
+    return tuple(dict.fromkeys(labels))
+
+
+def finished_rows(store: "Store", experiment: str, experiment_id: str) -> list["RunRow"]:
+    if rows := store.layer_runs(experiment_id):
+        return rows
+    unfinished = store.layer_runs(experiment_id, finished=False)
+    if not unfinished:
+        raise UserError(
+            f"Experiment {experiment!r} in {store.uri} has no SAE runs. Train some with "
+            f"sae-mlflow train --experiment-name {experiment!r}, or name another experiment."
+        )
+    states = sorted(f"{row.name} is {row.status}" for row in unfinished)
+    raise UserError(
+        f"Experiment {experiment!r} in {store.uri} has no finished SAE run: {known(states, 4)}. "
+        "Wait for one to finish, or train again."
+    )
+
+
+def chosen_rows(rows: list["RunRow"], experiment: str, choice: Choice) -> list["RunRow"]:
+    """The rows of the chosen model and layers; says what there is where one isn't."""
+    where = f"Experiment {experiment!r}"
+    if choice.model is not None:
+        models = sorted({row.model for row in rows})
+        rows = [row for row in rows if same_model(row.model, choice.model)]
+        if not rows:
+            raise UserError(
+                f"{where} has no finished run of {choice.model!r}. It has {known(models)}."
+            )
+    if choice.layers:
+        check_layers(choice.layers, {row.layer for row in rows}, where)
+        rows = [row for row in rows if row.layer in choice.layers]
+    if choice.metric:
+        check_metric(choice.metric, {key for row in rows for key in row.metrics}, where)
+    return rows
+
+
+def same_model(name: str, asked: str) -> bool:
+    return asked == name or naming.sanitise(asked) == naming.sanitise(name)
+
+
+def check_layers(asked: Iterable[str], there: Iterable[str], where: str) -> None:
+    names = sorted(there, key=naming.layer_order)
+    for layer in asked:
+        if layer not in names:
+            raise UserError(f"{where} has no {layer}. It has {known(names)}.")
+
+
+def check_metric(asked: str, there: Iterable[str], where: str) -> None:
+    names = sorted(there)
+    if asked not in names:
+        raise UserError(f"{where} has no metric {asked!r}. It has {known(names, limit=30)}.")

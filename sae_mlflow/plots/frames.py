@@ -1,0 +1,174 @@
+"""Runs to tidy tables: which runs count, what tells them apart, a row per epoch and metric."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import pandas as pd
+
+from sae_mlflow import naming
+from sae_mlflow.history import STORED_INFINITY
+
+if TYPE_CHECKING:  # at run time it would import mlflow
+    from sae_mlflow.tracking.contents import RunRow
+    from sae_mlflow.tracking.store import Store
+
+COLUMNS = ["run_id", "model", "layer", "setting", "seed", "epoch", "metric", "value"]
+"""Of every table here. `setting` says how a run's settings differ from the others' (`sae.k=32`),
+and is empty where they don't; runs that share model, layer and setting differ in the seed alone."""
+
+Which = Literal["latest", "all"]
+
+_SETTING_PREFIXES = ("sae.", "train.", "text.", "activations.", "model.")
+_NO_SETTING = {"model.layers", "model.device"}  # about the whole training, and about the machine
+
+
+class HasSettings(Protocol):
+    """The part of a `RunRow` that groups are made by."""
+
+    @property
+    def params(self) -> Mapping[str, str]: ...
+
+
+def settings_of(row: HasSettings) -> dict[str, str]:
+    """The params that make a training another one; the seed isn't among them."""
+    return {
+        key: value
+        for key, value in row.params.items()
+        if key.startswith(_SETTING_PREFIXES) and key not in _NO_SETTING
+    }
+
+
+def groups(rows: Iterable["RunRow"], which: Which) -> list[list["RunRow"]]:
+    """Runs that differ in nothing but the seed, together; by model, layer number and age.
+
+    Args:
+        rows: layer runs, newest first.
+        which: `latest` keeps a group's newest run, `all` the newest of each seed.
+    """
+    found: dict[tuple[object, ...], dict[str, RunRow]] = defaultdict(dict)
+    for row in rows:
+        seed = row.params.get("seed", "") if which == "all" else ""
+        found[_group_key(row)].setdefault(seed, row)
+    ordered = [sorted(seeds.values(), key=_seed_order) for seeds in found.values()]
+    return sorted(ordered, key=lambda g: (g[0].model, naming.layer_order(g[0].layer), _age(g)))
+
+
+def setting_labels(grouped: Sequence[Sequence["RunRow"]]) -> list[str]:
+    """For each group what sets it apart within its model: `sae.k=32`, or nothing.
+
+    Only settings that differ are named, and only where a layer of the model was trained with more
+    than one: layers that each have their own setting are told apart by their names.
+    """
+    labels = [""] * len(grouped)
+    for model in {group[0].model for group in grouped}:
+        mine = [i for i, group in enumerate(grouped) if group[0].model == model]
+        layers = [grouped[i][0].layer for i in mine]
+        if len(set(layers)) < len(layers):
+            for i, label in zip(mine, _differences([grouped[i][0] for i in mine]), strict=True):
+                labels[i] = label
+    return labels
+
+
+def run_table(
+    store: "Store", grouped: Sequence[Sequence["RunRow"]], metrics: Sequence[str]
+) -> pd.DataFrame:
+    """The metrics of the groups' runs out of the store, as `COLUMNS`."""
+    rows = []
+    for group, setting in zip(grouped, setting_labels(grouped), strict=True):
+        for run in group:
+            head = (run.run_id, run.model, run.layer, setting, run.params.get("seed", ""))
+            rows += [
+                (*head, epoch, metric, _restored(value))
+                for metric, epoch, value in store.history(run.run_id, metrics)
+            ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def history_table(
+    model: str, histories: Mapping[str, Mapping[str, Sequence[float]]]
+) -> pd.DataFrame:
+    """Histories by layer, as files hold them, as `COLUMNS`; there is no run, setting or seed."""
+    rows = [
+        ("", model, layer, "", "", epoch, metric, value)
+        for layer, history in histories.items()
+        for metric, values in history.items()
+        for epoch, value in enumerate(values, start=1)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and range over seeds: `model, layer, setting, metric, epoch, mean, low, high, seeds`.
+
+    With one seed all three are its value. NaN and infinity stay what they are.
+    """
+    keys = ["model", "layer", "setting", "metric", "epoch"]
+    if not table.duplicated(keys).any():  # one seed: the usual case, and 10 ms quicker
+        one = table["value"]
+        alone = table[keys].assign(mean=one, low=one, high=one, seeds=1)
+        return alone.sort_values("epoch", kind="stable")
+    spread = table.groupby(keys, sort=False)["value"].agg(
+        mean="mean", low="min", high="max", seeds="size", numbers="count"
+    )
+    # pandas skips NaN; a mean over the seeds that survived would flatter
+    gaps = spread["numbers"] < spread["seeds"]
+    spread.loc[gaps, ["mean", "low", "high"]] = math.nan
+    return spread.drop(columns="numbers").reset_index().sort_values("epoch", kind="stable")
+
+
+def describe(rows: Iterable["RunRow"]) -> str:
+    """What was trained, in a line: `topk · k=32 · 4,608 latents · seeds 0, 1`."""
+    rows = list(rows)
+
+    def values(key: str) -> list[str]:
+        found = {row.params.get(key, "") for row in rows} - {""}
+        return sorted(found, key=_number_first)
+
+    facts = [
+        ", ".join(values("sae.architecture")),
+        _listed("k=", values("sae.k")),
+        _listed("", [f"{int(n):,}" for n in values("d_sae") if n.isdecimal()], " latents"),
+        _listed("seed " if len(values("seed")) == 1 else "seeds ", values("seed")),
+    ]
+    return " · ".join(fact for fact in facts if fact)
+
+
+def _group_key(row: "RunRow") -> tuple[object, ...]:
+    where = row.tags.get("sae.hookpoint") or row.layer
+    what = row.tags.get("sae.architecture", "")
+    return (row.model, where, what, frozenset(settings_of(row).items()))
+
+
+def _differences(rows: Sequence[HasSettings]) -> list[str]:
+    settings = [settings_of(row) for row in rows]
+    keys = sorted({key for each in settings for key in each})
+    differing = [key for key in keys if len({each.get(key, "") for each in settings}) > 1]
+    return [
+        ", ".join(f"{key}={each.get(key) or 'unset'}" for key in differing) for each in settings
+    ]
+
+
+def _seed_order(row: "RunRow") -> tuple[float, str]:
+    return _number_first(row.params.get("seed", ""))
+
+
+def _age(group: Sequence["RunRow"]) -> int:
+    return min(row.start_time for row in group)
+
+
+def _number_first(text: str) -> tuple[float, str]:
+    return (float(text) if text.isdecimal() else math.inf, text)
+
+
+def _listed(before: str, values: Sequence[str], after: str = "", limit: int = 4) -> str:
+    if not values:
+        return ""
+    shown = ", ".join(values[:limit])
+    more = f" and {len(values) - limit} more" if len(values) > limit else ""
+    return f"{before}{shown}{more}{after}"
+
+
+def _restored(value: float) -> float:
+    return math.copysign(math.inf, value) if abs(value) >= STORED_INFINITY else value

@@ -1,0 +1,61 @@
+"""A training's parent run: which experiment it is in, whose run it is, and what it says."""
+
+from sae_mlflow import naming
+from sae_mlflow.config import Settings
+from sae_mlflow.reporting.layer_table import launcher_note
+from sae_mlflow.runs.training import Training
+from sae_mlflow.text.corpus import Windows
+from sae_mlflow.tracking.contents import CONFIG_FILE, ROLE_SWEEP
+from sae_mlflow.tracking.launcher import launched_experiment_id, launched_run
+from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.tracking.store import Store
+
+
+def choose_experiment(store: Store, settings: Settings, name: str | None) -> tuple[str, str]:
+    """The experiment that the runs go to: its name and id.
+
+    `--experiment-name` wins, given to us or to `mlflow run`; else the settings decide.
+    """
+    launched = launched_experiment_id()
+    if name is None and launched is not None:
+        return store.experiment_name(launched), launched
+    name = name or settings.experiment
+    return name, store.experiment_id(name)
+
+
+def open_parent(training: Training) -> OpenRun:
+    """The sweep's run: the one that `mlflow run` made where it is in the right experiment.
+
+    Nothing is logged to it yet: `log_settings` does that, once something watches over the run.
+    """
+    store, label = training.store, training.settings.model.label
+    tags = {"sae.role": ROLE_SWEEP, "sae.model": label}
+    with training.clock.stage("store"):
+        launcher = launched_run(store)
+        if launcher is not None and launcher.experiment_id == training.experiment_id:
+            launcher.tag(tags)
+            return launcher
+        return store.open_run(training.experiment_id, naming.sanitise(label), tags)
+
+
+def log_settings(training: Training, parent: OpenRun) -> None:
+    """All settings; and in a launcher's run that is another one, where the training is."""
+    with training.clock.stage("store"):
+        launcher = launched_run(training.store)
+        if launcher is not None and launcher.run_id != parent.run_id:
+            note = launcher_note(training.experiment_id, parent.run_id, training.experiment)
+            launcher.describe(note)
+        parent.log_params(training.settings.flat())
+        parent.log_text(training.settings.to_yaml(), CONFIG_FILE)
+
+
+def log_text_read(parent: OpenRun, windows: Windows) -> None:
+    """The text as an MLflow input."""
+    facts: dict[str, object] = {
+        "text": windows.source,
+        "tokens": windows.n_tokens,
+        "train_tokens": int(windows.train.size),
+        "held_out_tokens": int(windows.held_out.size),
+        "context": windows.context,
+    }
+    parent.log_data_set(windows.source[:200], windows.sha256, facts)

@@ -1,0 +1,35 @@
+"""What a training works with, and what it has come to."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from sae_mlflow.config import Settings
+from sae_mlflow.lm.hookpoints import LanguageModel
+from sae_mlflow.lm.loading import load_language_model
+from sae_mlflow.reporting.display import Display
+from sae_mlflow.reporting.layer_table import Row
+from sae_mlflow.reporting.stopwatch import Stopwatch
+from sae_mlflow.tracking.store import Store
+
+
+@dataclass
+class Training:
+    """One training of all its layers, while it goes on."""
+
+    settings: Settings
+    store: Store
+    experiment: str
+    experiment_id: str
+    display: Display
+    clock: Stopwatch
+    device: torch.device
+    lm: LanguageModel | None = None
+    rows: list[Row] = field(default_factory=list)
+
+    def language_model(self) -> LanguageModel:
+        """Loaded when it is first needed, since cached activations need none."""
+        if self.lm is None:
+            with self.clock.stage("load"):
+                self.lm = load_language_model(self.settings.model)
+        return self.lm

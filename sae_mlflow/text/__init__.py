@@ -1,0 +1,1 @@
+"""From documents to windows of tokens: `corpus` cuts what `documents` reads, `hub` streams."""

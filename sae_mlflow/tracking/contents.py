@@ -1,0 +1,44 @@
+"""What stands in the store, in plain types: roles, folders, and a run as a query finds it.
+
+The contract is the README's "What stands in the store". Nothing here imports `mlflow`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ROLE_SWEEP = "sweep"
+ROLE_LAYER = "layer"
+ROLE_COMPARISON = "comparison"
+
+SAE_FOLDER = "sae"
+EVALUATION_FOLDER = "evaluation"
+CONFIG_FILE = "config.yaml"
+"""Of a parent: all settings of its training."""
+
+DIGEST_LENGTH = 16
+"""Characters of a data set's digest that are kept."""
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run as a query found it."""
+
+    run_id: str
+    name: str
+    experiment_id: str
+    parent_id: str | None
+    status: str
+    start_time: int
+    """Milliseconds since 1970."""
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    """Each metric's last value."""
+    tags: Mapping[str, str]
+
+    @property
+    def model(self) -> str:
+        return self.tags.get("sae.model", "")
+
+    @property
+    def layer(self) -> str:
+        return self.tags.get("sae.layer", "")

@@ -1,0 +1,146 @@
+"""The model registry: SAEs registered as `{model}-{layer}`, and the alias `best` among them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sae_mlflow import naming
+from sae_mlflow.errors import UserError, known
+from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER, RunRow
+from sae_mlflow.tracking.store import Store
+
+BEST = "best"
+_CODE = Path(__file__).with_name("registered_model.py")
+_NEEDED = ("sae-mlflow", "mlflow", "torch", "numpy", "safetensors")
+
+
+def layer_run(store: Store, run_id: str) -> RunRow:
+    """A run that holds an SAE.
+
+    Raises:
+        UserError: there is no such run, or it trained no SAE itself.
+    """
+    row = store.find_run(run_id)
+    if row.tags.get("sae.role") != ROLE_LAYER:
+        children = store.layer_runs(row.experiment_id, parent_id=run_id)
+        hint = ", ".join(f"{child.run_id} ({child.layer})" for child in children)
+        raise UserError(
+            f"Run {run_id} ({row.name}) holds no SAE. Give a layer's run"
+            + (f", one of: {hint}." if hint else ".")
+        )
+    return row
+
+
+def register_run(store: Store, run_id: str, folder: Path | None = None) -> tuple[str, bool]:
+    """Register a run's SAE, once: `models:/NAME/VERSION`, and whether that is new.
+
+    Args:
+        folder: the SAE's files, where they are at hand; else the run's own are copied.
+
+    Raises:
+        UserError: the run holds no SAE; the registry or the SAE's files can't be used.
+    """
+    row = layer_run(store, run_id)
+    name = naming.registered_name(row.model, row.layer)
+    found = store.models.version_of_run(name, run_id)
+    if found is not None:
+        return f"models:/{name}/{found}", False
+    with TemporaryDirectory() as scratch:
+        source = folder or store.download(f"runs:/{run_id}/{SAE_FOLDER}", Path(scratch))
+        number = store.models.register(name, row, _CODE, {"sae": source}, _requirements())
+    return f"models:/{name}/{number}", True
+
+
+def _requirements() -> list[str]:
+    """What `registered_model.py` needs, as installed here; a build's own suffix (`+cpu`) is left
+    out, since package indexes have none."""
+    return [f"{package}=={version(package).partition('+')[0]}" for package in _NEEDED]
+
+
+def promote(
+    store: Store,
+    experiment: str,
+    max_l0: float,
+    *,
+    model: str | None = None,
+    layer: str | None = None,
+) -> Iterator[str]:
+    """Give the alias `best` to each model and layer's run of lowest `val_fvu` within an L0.
+
+    Args:
+        max_l0: largest `val_l0_norm` (its last value) that a run may have.
+        model: only this one, as the tag `sae.model` or its file name has it.
+        layer: only this one: `10`, `layer10`, `layers.10.mlp`.
+
+    Yields:
+        For each model and layer what moved.
+
+    Raises:
+        UserError: no such experiment, model or layer; no run of any is within the L0.
+    """
+    rows = _chosen(store.layer_runs(store.find_experiment(experiment)), experiment, model, layer)
+    groups: dict[tuple[str, str], list[RunRow]] = {}
+    for row in rows:
+        groups.setdefault((row.model, row.layer), []).append(row)
+    best = {key: _best(group, max_l0) for key, group in groups.items()}
+    if not any(best.values()):
+        raise UserError(
+            f"No finished run of {experiment!r} has val_l0_norm <= {max_l0:g}; {_lowest(rows)}. "
+            "Raise --max-l0, or train a sparser SAE."
+        )
+    for key in sorted(groups, key=lambda key: (key[0], naming.layer_order(key[1]))):
+        winner, name = best[key], naming.registered_name(*key)
+        if winner is None:
+            yield f"{name}: no run has val_l0_norm <= {max_l0:g}; {_lowest(groups[key])}"
+        else:
+            yield _move(store, name, winner)
+
+
+def _chosen(
+    rows: Sequence[RunRow], experiment: str, model: str | None, layer: str | None
+) -> list[RunRow]:
+    label = None if layer is None else naming.layer_label(layer)
+    kept = [
+        row
+        for row in rows
+        if model in (None, row.model, naming.sanitise(row.model))
+        and (layer in (None, row.layer) or label == row.layer)
+    ]
+    if not kept:
+        there = known(sorted({f"{row.model} {row.layer}" for row in rows}))
+        asked = " ".join(filter(None, (model, layer))) or "any model"
+        raise UserError(f"{experiment!r} has no finished run of {asked}. There are: {there}.")
+    return kept
+
+
+def _best(rows: Sequence[RunRow], max_l0: float) -> RunRow | None:
+    """Of runs as good as each other the newest."""
+    within = [
+        row
+        for row in rows
+        if row.metrics.get("val_l0_norm", math.inf) <= max_l0
+        and math.isfinite(row.metrics.get("val_fvu", math.nan))
+    ]
+    return min(within, key=lambda row: row.metrics["val_fvu"], default=None)
+
+
+def _lowest(rows: Sequence[RunRow]) -> str:
+    with_l0 = [row for row in rows if "val_l0_norm" in row.metrics]
+    if not with_l0:
+        return "none has a val_l0_norm"
+    row = min(with_l0, key=lambda row: row.metrics["val_l0_norm"])
+    return f"the lowest there is {row.metrics['val_l0_norm']:.4g} (run {row.run_id})"
+
+
+def _move(store: Store, name: str, row: RunRow) -> str:
+    before = store.models.aliased_version(name, BEST)
+    uri, _ = register_run(store, row.run_id)
+    number = uri.rpartition("/")[2]
+    facts = f"val_fvu {row.metrics['val_fvu']:.4g} at L0 {row.metrics['val_l0_norm']:.4g}"
+    if before == number:
+        return f"models:/{name}@{BEST} stays at version {number} (run {row.run_id}, {facts})"
+    store.models.move_alias(name, BEST, number)
+    came = f" from version {before}" if before else ""
+    return f"models:/{name}@{BEST} moved{came} to version {number} (run {row.run_id}, {facts})"

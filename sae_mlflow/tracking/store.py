@@ -1,0 +1,253 @@
+"""The tracking store: experiments, runs, artifacts and queries.
+
+Every call names its run: MLflow's global active run is never used, so several runs can be open.
+"""
+
+import logging
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import mlflow
+from alembic.util.exc import CommandError
+from mlflow.entities import LifecycleStage, Run
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.tracking import MlflowClient
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils import mlflow_tags
+from mlflow.utils.uri import is_models_uri
+from sqlalchemy.exc import SQLAlchemyError
+
+from sae_mlflow.errors import UserError, known
+from sae_mlflow.naming import PLOTS_FOLDER, ui_page
+from sae_mlflow.tracking.contents import ROLE_COMPARISON, ROLE_LAYER, RunRow
+from sae_mlflow.tracking.models import Models
+from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.tracking.reach import check_reachable, hide_password
+
+logging.getLogger("alembic").setLevel(logging.WARNING)  # a new SQLite store tells 40 migrations
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would cut ours in two
+
+
+class Store:
+    """The tracking store at `uri`, or where MLflow's own settings say.
+
+    Raises:
+        UserError: the store can't be reached or opened; said within seconds, where MLflow's own
+            client would retry for minutes.
+    """
+
+    def __init__(self, uri: str | None = None) -> None:
+        self.uri: str = uri or mlflow.get_tracking_uri()
+        check_reachable(self.uri)
+        try:
+            self._client = MlflowClient(tracking_uri=self.uri)
+            self._client.search_experiments(max_results=1)
+        except (MlflowException, SQLAlchemyError, CommandError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"The tracking store {hide_password(self.uri)} can't be opened: {first}"
+            ) from None
+        self.models = Models(self._client)
+
+    # -- where things are -------------------------------------------------------------------
+
+    def address(self, experiment_id: str, run_id: str | None = None) -> str:
+        """The page of a run, or of an experiment's runs, in the MLflow UI."""
+        web = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        return f"{web.rstrip('/')}/{ui_page(experiment_id, run_id)}"
+
+    def next_steps(self, experiment: str, experiment_id: str) -> list[str]:
+        """Where the runs are, and the two commands that open them."""
+        shown = hide_password(self.uri)
+        is_default = self.uri == mlflow.get_tracking_uri()
+        if self.uri.startswith("http"):
+            ui = f"open {self.address(experiment_id)}"
+        else:
+            where = "" if is_default else f" --backend-store-uri {shown}"
+            ui = f"mlflow ui{where}   then open {self.address(experiment_id)}"
+        where = "" if is_default else f" --tracking-uri {shown}"
+        name = shlex.quote(experiment)
+        return [
+            f"Store: {shown}, experiment {experiment}",
+            f"  {ui}",
+            f"  python -m sae_mlflow.plot --experiment {name}{where}",
+        ]
+
+    def download(self, artifact_uri: str, into: Path) -> Path:
+        """Copy an artifact (`runs:/ID/sae`) or a registered model (`models:/NAME@ALIAS`) into a
+        folder; returns the copy."""
+        try:
+            place = self.models.place(artifact_uri) if is_models_uri(artifact_uri) else artifact_uri
+            found = mlflow.artifacts.download_artifacts(
+                place, dst_path=str(into), tracking_uri=self.uri
+            )
+        except (MlflowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            where = hide_password(self.uri)
+            raise UserError(f"{artifact_uri} can't be read from {where}: {reason}") from None
+        return Path(found)
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def experiment_id(self, name: str) -> str:
+        """The experiment of that name, made where there is none."""
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return self._client.create_experiment(name)
+            except MlflowException:  # another process was first
+                found = self._client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            raise UserError(
+                f"Experiment {name!r} was deleted in {self.uri}. Choose another with "
+                f"--experiment-name, or run: mlflow experiments restore -x {found.experiment_id}"
+            )
+        return found.experiment_id
+
+    def experiment_name(self, experiment_id: str) -> str:
+        return self._client.get_experiment(experiment_id).name
+
+    def open_run(
+        self, experiment_id: str, name: str, tags: Mapping[str, str], parent: OpenRun | None = None
+    ) -> OpenRun:
+        all_tags = {**resolve_tags(), mlflow_tags.MLFLOW_RUN_NAME: name, **tags}
+        if parent is not None:
+            all_tags[mlflow_tags.MLFLOW_PARENT_RUN_ID] = parent.run_id
+        return OpenRun(self._client, self._client.create_run(experiment_id, tags=all_tags))
+
+    def reopen(self, run_id: str) -> OpenRun:
+        """A run that is there already, to log more to it; its status stays as it is."""
+        return OpenRun(self._client, self._client.get_run(run_id))
+
+    def comparison_run(self, experiment_id: str, model: str) -> OpenRun:
+        """The run that holds a model's plots over several parents; one per model."""
+        where = f"tags.`sae.role` = '{ROLE_COMPARISON}'"
+        for row in self._search(experiment_id, where):
+            if row.model == model:
+                return self.reopen(row.run_id)
+        tags = {"sae.role": ROLE_COMPARISON, "sae.model": model}
+        run = self.open_run(experiment_id, f"{model} comparison", tags)
+        run.finish()
+        return run
+
+    def is_there(self, run_id: str) -> bool:
+        """Whether a run can be written to: it exists, and hasn't been deleted."""
+        try:
+            return self._client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE
+        except MlflowException as error:
+            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                return False
+            raise
+
+    def log_plots(self, run_id: str, folder: Path) -> list[str] | None:
+        """Log a folder's pictures to a run; their addresses, or None where it has been deleted.
+
+        Raises:
+            UserError: the place of the run's artifacts can't be written.
+        """
+        if not self.is_there(run_id):
+            return None
+        try:
+            self._client.log_artifacts(run_id, str(folder), PLOTS_FOLDER)
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"The plots can't be logged to run {run_id}: {error}. See that its artifact "
+                "location can be written from here, or draw with --no-log --output-dir DIR."
+            ) from None
+        return [f"runs:/{run_id}/{PLOTS_FOLDER}/{file.name}" for file in sorted(folder.iterdir())]
+
+    # -- queries ----------------------------------------------------------------------------
+
+    def find_experiment(self, name: str) -> str:
+        """The id of an experiment that has to be there.
+
+        Raises:
+            UserError: it isn't; the names that there are stand in the message.
+        """
+        found = self._client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage == "deleted":
+            names = sorted(e.name for e in self._client.search_experiments())
+            raise UserError(
+                f"No experiment {name!r} in {self.uri}. There are: {known(names)}. "
+                "Name one of them, or point --tracking-uri at the right store."
+            )
+        return found.experiment_id
+
+    def layer_runs(
+        self, experiment_id: str, *, parent_id: str | None = None, finished: bool = True
+    ) -> list[RunRow]:
+        """The SAE trainings of an experiment, newest first."""
+        where = f"tags.`sae.role` = '{ROLE_LAYER}'"
+        if finished:
+            where += " and attributes.status = 'FINISHED'"
+        if parent_id:
+            where += f" and tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{parent_id}'"
+        return list(self._search(experiment_id, where))
+
+    def run(self, run_id: str) -> RunRow:
+        return _row(self._client.get_run(run_id))
+
+    def find_run(self, run_id: str) -> RunRow:
+        """A run that a user named.
+
+        Raises:
+            UserError: it isn't in the store, or was deleted.
+        """
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException:
+            run = None
+        if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise UserError(
+                f"No run {run_id!r} in {hide_password(self.uri)}. Give the whole id, as the run's "
+                "page shows it, or point --tracking-uri at the right store."
+            )
+        return _row(run)
+
+    def data_set_digest(self, run_id: str) -> str | None:
+        """The digest of `OpenRun.log_data_set`; None where a run has no data set."""
+        inputs = self._client.get_run(run_id).inputs
+        data_sets = inputs.dataset_inputs if inputs else []
+        return data_sets[0].dataset.digest if data_sets else None
+
+    def history(self, run_id: str, metrics: Sequence[str]) -> Iterator[tuple[str, int, float]]:
+        """A run's `(metric, step, value)`, by metric and step; of a step logged twice, the last."""
+        for key in metrics:
+            entries = self._client.get_metric_history(run_id, key)
+            entries.sort(key=lambda entry: (entry.step, entry.timestamp))
+            yield from ((key, s, v) for s, v in {e.step: e.value for e in entries}.items())
+
+    def _search(self, experiment_id: str, where: str) -> Iterator[RunRow]:
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [experiment_id],
+                where,
+                max_results=1000,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            yield from map(_row, page)
+            token = page.token
+            if not token:
+                return
+
+
+def _row(run: Run) -> RunRow:
+    return RunRow(
+        run_id=run.info.run_id,
+        name=run.info.run_name or "",
+        experiment_id=run.info.experiment_id,
+        parent_id=run.data.tags.get(mlflow_tags.MLFLOW_PARENT_RUN_ID),
+        status=run.info.status,
+        start_time=run.info.start_time or 0,
+        params=run.data.params,
+        metrics=run.data.metrics,
+        tags=run.data.tags,
+    )
