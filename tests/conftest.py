@@ -46,6 +46,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def in_threads() -> Iterator[Callable]:
+    """Runs something with a number of threads: `in_threads(2, function)`."""
+    import torch
+
+    before = torch.get_num_threads()
+
+    def run(n: int, function: Callable) -> object:
+        torch.set_num_threads(n)
+        return function()
+
+    yield run
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Llama of 4 blocks, d_model 32, and a tokenizer of whole words.

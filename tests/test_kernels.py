@@ -255,19 +255,6 @@ def test_a_sum_of_nothing_is_zero_even_beside_what_isnt_a_number(placed):
 # -- threads ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def in_threads():
-    """Runs something with a number of threads."""
-    before = torch.get_num_threads()
-
-    def run(n, function):
-        torch.set_num_threads(n)
-        return function()
-
-    yield run
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kernel", ["topk", "above", "by_latent", "weighted_rows", "row_dots"])
 def test_the_number_of_threads_doesnt_change_a_bit(kernel, dtype, in_threads):

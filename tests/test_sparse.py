@@ -1,12 +1,14 @@
 """Encoding and decoding of sparse codes, with gradients, against plain dense autograd."""
 
+import math
+
 import pytest
 import torch
 from random_saes import assert_agree
 
-from sae_mlflow.sae import kernels, sparse
+from sae_mlflow.sae import kernels, sparse, support
 from sae_mlflow.sae.select import Above, BatchTopK, TopK
-from sae_mlflow.sae.support import DenseSupport, SparseSupport
+from sae_mlflow.sae.support import DenseSupport, SparseSupport, TiledSupport
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,12 +32,13 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(sparse, "MIN_CHUNK_ROWS", 10)
 
 
-@pytest.fixture(params=["compiled", "standard operators", "dense"])
+@pytest.fixture(params=["compiled", "tiled", "standard operators", "dense"])
 def way(request, monkeypatch):
-    """The sparse way in both kinds of kernels, and the dense one, whatever share is kept."""
+    """The sparse way in all kinds of kernels, and the dense one, whatever share is kept."""
     monkeypatch.setattr(sparse, "DENSE_FROM", 0.0 if request.param == "dense" else 1.1)
+    monkeypatch.setattr(support, "TILED_FROM", 0.0 if request.param == "tiled" else math.inf)
     if request.param == "standard operators":
-        monkeypatch.setattr(kernels, "_compiled", lambda tensor: False)
+        monkeypatch.setattr(kernels, "compiled", lambda _: False)
     return request.param
 
 
@@ -176,10 +179,19 @@ def test_the_way_is_sparse_below_a_share_of_latents_and_dense_from_there_on():
     def way(rule):
         return type(sparse.encode(x, W_enc, b_enc, b_dec, rule)[1])
 
-    assert way(TopK(14)) is way(BatchTopK(14)) is SparseSupport
+    assert issubclass(way(TopK(14)), SparseSupport) and issubclass(
+        way(BatchTopK(14)), SparseSupport
+    )
     assert way(TopK(15)) is way(BatchTopK(15)) is DenseSupport
     assert way(Above(torch.full((100,), 9.0))) is SparseSupport
     assert way(Above(torch.full((100,), -9.0))) is DenseSupport
+
+
+def test_tiles_are_for_latents_that_fire_twice_in_one():
+    """20 tokens are one tile: 10 of 100 latents a token are 2 codes of each, 9 are 1.8."""
+    x, W_enc, b_enc, _, b_dec = problem(20, 4, 100)
+    for k, kind in ((10, TiledSupport), (9, SparseSupport)):
+        assert type(sparse.encode(x, W_enc, b_enc, b_dec, TopK(k))[1]) is kind
 
 
 # -- supports ---------------------------------------------------------------------------------

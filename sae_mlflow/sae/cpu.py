@@ -3,40 +3,23 @@
 Codes are ragged: token b's latents are `latents[starts[b]:starts[b + 1]]`, with one value each.
 Every kernel writes each of its outputs from one thread, in a fixed order: the number of threads
 doesn't change a bit. They are compiled on first use, for each dtype, and kept on disk.
-
-Threads are OpenMP's where numba has it: on Linux that is the pool that torch works with, whose idle
-threads would otherwise spin against ours (at 4,096 x 3,072 that ate the whole gain).
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import prange
 from torch import Tensor
 
-_config: Any = numba.config
-if _config.THREADING_LAYER == "default":
-    _config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
-
-_REORDER = {"reassoc", "contract", "nsz"}  # sums in vector order; NaN and infinity stay theirs
-
-
-def _parallel(function: Callable[..., Any]) -> Any:
-    return numba.njit(parallel=True, cache=True, fastmath=_REORDER)(function)
-
-
-def _inner(function: Callable[..., Any]) -> Any:
-    return numba.njit(cache=True, fastmath=_REORDER)(function)
+from sae_mlflow.sae.compiled import add_rows, array, dots, inner, n_threads, parallel
 
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row, exactly, in no order: values and int64 latents `[batch, k]`."""
     values = pre_acts.new_empty(pre_acts.shape[0], k)
     latents = torch.empty(pre_acts.shape[0], k, dtype=torch.int64)
-    _topk(_array(pre_acts), k, values.numpy(), latents.numpy(), _threads())
+    _topk(array(pre_acts), k, values.numpy(), latents.numpy(), n_threads())
     return values, latents
 
 
@@ -47,7 +30,7 @@ def above(pre_acts: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pre_acts: `[batch, d_sae]`.
         lower: `[d_sae]`.
     """
-    rows, bounds, threads = _array(pre_acts), _array(lower), _threads()
+    rows, bounds, threads = array(pre_acts), array(lower), n_threads()
     counts = torch.empty(len(rows), dtype=torch.int64)
     _count_above(rows, bounds, counts.numpy(), threads)
     ends = counts.cumsum(0)
@@ -72,33 +55,20 @@ def by_latent(latents: Tensor, starts: Tensor, d_sae: int) -> tuple[Tensor, Tens
 def weighted_rows(values: Tensor, members: Tensor, starts: Tensor, rows: Tensor) -> Tensor:
     """Sum of `values[i] * rows[members[i]]` from `starts[n]` to `starts[n + 1]`: `[n, d]`."""
     out = rows.new_empty(len(starts) - 1, rows.shape[1])
-    numbers = _array(values), _array(members), _array(starts), _array(rows)
-    _weighted_rows(*numbers, out.numpy(), _threads())
+    numbers = array(values), array(members), array(starts), array(rows)
+    _weighted_rows(*numbers, out.numpy(), n_threads())
     return out
 
 
 def row_dots(grad: Tensor, rows: Tensor, members: Tensor, starts: Tensor) -> Tensor:
     """`grad[n] . rows[members[i]]` for every i from `starts[n]` to `starts[n + 1]`: `[nnz]`."""
     out = rows.new_empty(len(members))
-    numbers = _array(grad), _array(rows), _array(members), _array(starts)
-    _row_dots(*numbers, out.numpy(), _threads())
+    numbers = array(grad), array(rows), array(members), array(starts)
+    _row_dots(*numbers, out.numpy(), n_threads())
     return out
 
 
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().numpy()
-
-
-def _threads() -> int:
-    """As many as torch has; numba's first use of its pool would set torch's number too."""
-    threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, _config.NUMBA_NUM_THREADS))
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
-    return threads
-
-
-@_inner
+@inner
 def _select(values: Any, members: Any, n: int, k: int) -> None:
     """Bring the k largest of the first n to the front: Hoare's quickselect, members along."""
     low, high, place = 0, n - 1, k - 1
@@ -123,7 +93,7 @@ def _select(values: Any, members: Any, n: int, k: int) -> None:
             return
 
 
-@_inner
+@inner
 def _group_maxima(row: Any, n_groups: int, group: int, maxima: Any) -> None:
     """Largest of row[g], row[g + n_groups], ...: strided groups, so that it vectorises."""
     for g in range(n_groups):
@@ -134,7 +104,7 @@ def _group_maxima(row: Any, n_groups: int, group: int, maxima: Any) -> None:
             maxima[g] = part[g] if part[g] > maxima[g] else maxima[g]
 
 
-@_inner
+@inner
 def _bound(maxima: Any, k: int) -> Any:
     """A number that at least k maxima reach, and seldom more than 1.25 k: found by halving.
 
@@ -158,7 +128,7 @@ def _bound(maxima: Any, k: int) -> Any:
     return low
 
 
-@_inner
+@inner
 def _candidates(row: Any, group: int, maxima: Any, bound: float, values: Any, members: Any) -> int:
     """All that reach the bound, from groups whose maximum does; returns how many."""
     n_groups = len(maxima)
@@ -178,7 +148,7 @@ def _candidates(row: Any, group: int, maxima: Any, bound: float, values: Any, me
     return n
 
 
-@_inner
+@inner
 def _everything(row: Any, values: Any, members: Any) -> int:
     for i in range(len(row)):
         values[i] = row[i]
@@ -186,7 +156,7 @@ def _everything(row: Any, values: Any, members: Any) -> int:
     return len(row)
 
 
-@_parallel
+@parallel
 def _topk(pre_acts: Any, k: int, values: Any, latents: Any, threads: int) -> None:
     """Every one of the k largest reaches a bound that k groups' maxima reach."""
     batch, d_sae = pre_acts.shape
@@ -210,7 +180,7 @@ def _topk(pre_acts: Any, k: int, values: Any, latents: Any, threads: int) -> Non
                 latents[b, i] = members[i]
 
 
-@_parallel
+@parallel
 def _count_above(pre_acts: Any, lower: Any, counts: Any, threads: int) -> None:
     batch, d_sae = pre_acts.shape
     for thread in prange(threads):
@@ -222,7 +192,7 @@ def _count_above(pre_acts: Any, lower: Any, counts: Any, threads: int) -> None:
             counts[b] = n
 
 
-@_parallel
+@parallel
 def _fill_above(
     pre_acts: Any, lower: Any, starts: Any, values: Any, latents: Any, threads: int
 ) -> None:
@@ -242,7 +212,7 @@ def _fill_above(
             latents[starts[b] : starts[b] + n] = members[:n]
 
 
-@_inner
+@inner
 def _by_latent(latents: Any, starts: Any, latent_starts: Any, tokens: Any, places: Any) -> None:
     d_sae = len(latent_starts) - 1
     for i in range(len(latents)):
@@ -258,7 +228,7 @@ def _by_latent(latents: Any, starts: Any, latent_starts: Any, tokens: Any, place
             places[place] = i
 
 
-@_inner
+@inner
 def _share(starts: Any, part: int, parts: int) -> int:
     """Where the part begins when members, not rows, are shared out evenly."""
     if part == parts:
@@ -266,52 +236,18 @@ def _share(starts: Any, part: int, parts: int) -> int:
     return np.searchsorted(starts, part * starts[-1] // parts)
 
 
-@_parallel
+@parallel
 def _weighted_rows(
     values: Any, members: Any, starts: Any, rows: Any, out: Any, threads: int
 ) -> None:
-    d = rows.shape[1]
     for thread in prange(threads):
         for n in range(_share(starts, thread, threads), _share(starts, thread + 1, threads)):
-            total = out[n]
-            total[:] = 0
-            i, end = starts[n], starts[n + 1]
-            while i + 4 <= end:  # four at once: the sum is read and written a quarter as often
-                v0, v1, v2, v3 = values[i], values[i + 1], values[i + 2], values[i + 3]
-                r0, r1 = rows[members[i]], rows[members[i + 1]]
-                r2, r3 = rows[members[i + 2]], rows[members[i + 3]]
-                for j in range(d):
-                    total[j] += v0 * r0[j] + v1 * r1[j] + v2 * r2[j] + v3 * r3[j]
-                i += 4
-            while i < end:
-                value, row = values[i], rows[members[i]]
-                for j in range(d):
-                    total[j] += value * row[j]
-                i += 1
+            out[n] = 0
+            add_rows(values, members, starts[n], starts[n + 1], rows, out[n])
 
 
-@_parallel
+@parallel
 def _row_dots(grad: Any, rows: Any, members: Any, starts: Any, out: Any, threads: int) -> None:
-    d = rows.shape[1]
     for thread in prange(threads):
         for n in range(_share(starts, thread, threads), _share(starts, thread + 1, threads)):
-            one = grad[n]
-            i, end = starts[n], starts[n + 1]
-            while i + 4 <= end:  # four sums at once, so that none waits for the one before
-                r0, r1 = rows[members[i]], rows[members[i + 1]]
-                r2, r3 = rows[members[i + 2]], rows[members[i + 3]]
-                t0 = t1 = t2 = t3 = one[0] * 0
-                for j in range(d):
-                    t0 += one[j] * r0[j]
-                    t1 += one[j] * r1[j]
-                    t2 += one[j] * r2[j]
-                    t3 += one[j] * r3[j]
-                out[i], out[i + 1], out[i + 2], out[i + 3] = t0, t1, t2, t3
-                i += 4
-            while i < end:
-                row = rows[members[i]]
-                total = one[0] * 0
-                for j in range(d):
-                    total += one[j] * row[j]
-                out[i] = total
-                i += 1
+            dots(grad[n], rows, members, starts[n], starts[n + 1], out)

@@ -14,7 +14,7 @@ _COMPILED = {torch.float32, torch.float64}
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row, exactly, in no order: values and latents `[batch, k]`."""
-    if _compiled(pre_acts):
+    if compiled(pre_acts):
         return cpu.topk(pre_acts, k)
     values, latents = pre_acts.topk(k, sorted=False)
     return values, latents
@@ -27,7 +27,7 @@ def above(pre_acts: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pre_acts: `[batch, d_sae]`.
         lower: `[d_sae]`.
     """
-    if _compiled(pre_acts):
+    if compiled(pre_acts):
         return cpu.above(pre_acts, lower)
     mask = pre_acts > lower
     return pre_acts[mask], mask.nonzero()[:, 1], mask.sum(dim=1)
@@ -36,7 +36,7 @@ def above(pre_acts: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def nth_largest(values: Tensor, n: int) -> Tensor:
     """The n-th largest of `[m]`, counted from 1: `[]`."""
     place = len(values) - n
-    if _compiled(values):
+    if compiled(values):
         # vectorised in NumPy: a sixth of the time of kthvalue
         return torch.from_numpy(np.partition(values.detach().numpy(), place)[place : place + 1])[0]
     return values.kthvalue(place + 1).values
@@ -56,7 +56,7 @@ def by_latent(latents: Tensor, starts: Tensor, d_sae: int) -> tuple[Tensor, Tens
 def weighted_rows(values: Tensor, members: Tensor, starts: Tensor, rows: Tensor) -> Tensor:
     """Sum of `values[i] * rows[members[i]]` from `starts[n]` to `starts[n + 1]`: `[n, d]`."""
     values = values.to(rows.dtype)
-    if _compiled(rows):
+    if compiled(rows):
         return cpu.weighted_rows(values, members, starts, rows)
     shape = (len(starts) - 1, rows.shape[0])
     sparse = torch.sparse_csr_tensor(starts, members, values, shape, check_invariants=False)
@@ -66,7 +66,7 @@ def weighted_rows(values: Tensor, members: Tensor, starts: Tensor, rows: Tensor)
 def row_dots(grad: Tensor, rows: Tensor, members: Tensor, starts: Tensor) -> Tensor:
     """`grad[n] . rows[members[i]]` for every i from `starts[n]` to `starts[n + 1]`: `[nnz]`."""
     grad = grad.to(rows.dtype)
-    if _compiled(rows):
+    if compiled(rows):
         return cpu.row_dots(grad, rows, members, starts)
     if not len(members):
         return rows.new_empty(0)
@@ -78,5 +78,6 @@ def row_dots(grad: Tensor, rows: Tensor, members: Tensor, starts: Tensor) -> Ten
     return dots
 
 
-def _compiled(tensor: Tensor) -> bool:
+def compiled(tensor: Tensor) -> bool:
+    """Whether there are compiled kernels for a tensor's numbers where they are."""
     return tensor.device.type == "cpu" and tensor.dtype in _COMPILED

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sae_mlflow.sae.select import Rule
-from sae_mlflow.sae.support import DenseSupport, SparseSupport, Support
+from sae_mlflow.sae.support import DenseSupport, SparseSupport, Support, sparse_support
 
 # Elements of a chunk of pre-activations (16 MB in float32): more falls out of the cache before it
 # is looked at, fewer rows make the product slower (its weights are packed again for each chunk).
@@ -49,7 +49,7 @@ def encode(
         return pre_acts, DenseSupport(*pre_acts.shape)
     with torch.no_grad():
         values, latents, starts = rule.pick(lambda: _chunks(centred, W_enc, b_enc))
-    support = SparseSupport(latents, starts, W_enc.shape[1])
+    support = sparse_support(latents, starts, W_enc.shape[1])
     return _Kept.apply(values, centred, x, W_enc, b_enc, centre, support), support
 
 

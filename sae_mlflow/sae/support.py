@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae import kernels
+from sae_mlflow.sae import kernels, tiles
 
 
 class Support(ABC):
@@ -136,10 +136,51 @@ class SparseSupport(Support):
     def columns(self, first: int, end: int) -> tuple[Any, Support]:
         mask = (self.latents >= first) & (self.latents < end)
         before = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
-        part = SparseSupport(self.latents[mask] - first, before[self.starts], end - first)
+        part = sparse_support(self.latents[mask] - first, before[self.starts], end - first)
         return mask, part
 
     def fired(self, latents: Tensor) -> Tensor:
         fired = torch.zeros(self.d_sae, dtype=torch.bool, device=latents.device)
         fired[self.latents[latents.detach() > 0]] = True
         return fired
+
+
+class TiledSupport(SparseSupport):
+    """A sparse support whose latents fire often enough for tiles of tokens to pay.
+
+    Where the kernels aren't compiled it does what any other does.
+    """
+
+    @cached_property
+    def tiles(self) -> tiles.Tiles:
+        return tiles.sort(self.latents, self.starts, self.d_sae)
+
+    def times(self, values: Tensor, rows: Tensor) -> Tensor:
+        if not kernels.compiled(rows):
+            return super().times(values, rows)
+        in_tiles = values.to(rows.dtype)[self.tiles.places]
+        return tiles.times(in_tiles, self.tiles, rows, self.n_tokens)
+
+    def transposed_times(self, values: Tensor, dense: Tensor) -> Tensor:
+        if not kernels.compiled(dense):
+            return super().transposed_times(values, dense)
+        in_tiles = values.to(dense.dtype)[self.tiles.places]
+        return tiles.transposed_times(in_tiles, self.tiles, dense)
+
+    def sampled(self, dense: Tensor, rows: Tensor) -> Tensor:
+        if not kernels.compiled(rows):
+            return super().sampled(dense, rows)
+        in_tiles = tiles.sampled(dense.to(rows.dtype), self.tiles, rows)
+        return torch.empty_like(in_tiles).index_copy_(0, self.tiles.places, in_tiles)
+
+
+# Codes of a latent within one tile, on average, from which on sorting by tiles pays.
+TILED_FROM = 2.0
+
+
+def sparse_support(latents: Tensor, starts: Tensor, d_sae: int) -> SparseSupport:
+    """The support of a list of codes, in the kind that is fastest for as many as there are."""
+    n_tokens = max(len(starts) - 1, 1)
+    in_a_tile = len(latents) * min(tiles.HEIGHT, n_tokens) / (n_tokens * d_sae)
+    kind = TiledSupport if in_a_tile >= TILED_FROM else SparseSupport
+    return kind(latents, starts, d_sae)

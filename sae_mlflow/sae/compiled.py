@@ -1,0 +1,84 @@
+"""How the CPU kernels are compiled, and the two loops that most of a step's sparse work is.
+
+Threads are OpenMP's where numba has it: on Linux that is the pool that torch works with, whose idle
+threads would otherwise spin against ours (at 4,096 x 3,072 that ate the whole gain).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import torch
+from torch import Tensor
+
+_config: Any = numba.config
+if _config.THREADING_LAYER == "default":
+    _config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+
+_REORDER = {"reassoc", "contract", "nsz"}  # sums in vector order; NaN and infinity stay theirs
+
+
+def parallel(function: Callable[..., Any]) -> Any:
+    """A kernel, whose `prange` is shared out over threads."""
+    return numba.njit(parallel=True, cache=True, fastmath=_REORDER)(function)
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """A part of kernels."""
+    return numba.njit(cache=True, fastmath=_REORDER)(function)
+
+
+def array(tensor: Tensor) -> Any:
+    """What a kernel reads a tensor as."""
+    return tensor.detach().contiguous().numpy()
+
+
+def n_threads() -> int:
+    """As many as torch has; numba's first use of its pool would set torch's number too."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, _config.NUMBA_NUM_THREADS))
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    return threads
+
+
+@inner
+def add_rows(values: Any, members: Any, first: int, end: int, rows: Any, total: Any) -> None:
+    """Add `values[i] * rows[members[i]]` to the total, for i from first to before end."""
+    i = first
+    while i + 4 <= end:  # four at once: the sum is read and written a quarter as often
+        v0, v1, v2, v3 = values[i], values[i + 1], values[i + 2], values[i + 3]
+        r0, r1 = rows[members[i]], rows[members[i + 1]]
+        r2, r3 = rows[members[i + 2]], rows[members[i + 3]]
+        for j in range(len(total)):
+            total[j] += v0 * r0[j] + v1 * r1[j] + v2 * r2[j] + v3 * r3[j]
+        i += 4
+    while i < end:
+        value, row = values[i], rows[members[i]]
+        for j in range(len(total)):
+            total[j] += value * row[j]
+        i += 1
+
+
+@inner
+def dots(one: Any, rows: Any, members: Any, first: int, end: int, out: Any) -> None:
+    """`out[i] = one . rows[members[i]]`, for i from first to before end."""
+    zero = rows.dtype.type(0)  # a plain 0 would make float64 sums of float32, four times slower
+    i = first
+    while i + 4 <= end:  # four sums at once, so that none waits for the one before
+        r0, r1 = rows[members[i]], rows[members[i + 1]]
+        r2, r3 = rows[members[i + 2]], rows[members[i + 3]]
+        t0 = t1 = t2 = t3 = zero
+        for j in range(len(one)):
+            t0 += one[j] * r0[j]
+            t1 += one[j] * r1[j]
+            t2 += one[j] * r2[j]
+            t3 += one[j] * r3[j]
+        out[i], out[i + 1], out[i + 2], out[i + 3] = t0, t1, t2, t3
+        i += 4
+    while i < end:
+        row, total = rows[members[i]], zero
+        for j in range(len(one)):
+            total += one[j] * row[j]
+        out[i] = total
+        i += 1
