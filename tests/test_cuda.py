@@ -1,0 +1,35 @@
+"""A training step on a GPU against the same on the CPU; where there is none these are skipped."""
+
+import pytest
+import torch
+from random_saes import assert_agree, gradients, made
+from test_architectures import CASES
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def on_cuda(sae, batch, dead):
+    return sae.to("cuda"), type(batch)(*(acts.to("cuda") for acts in batch)), dead.to("cuda")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_gpu_gives_the_cpus_loss_and_gradients(case):
+    sae, batch, dead = made(**CASES[case], dtype=torch.float32)
+    expected = sae.loss(batch, dead)
+    wanted = {name: g.clone() for name, g in gradients(sae, expected.total).items()}
+    sae, batch, dead = on_cuda(*made(**CASES[case], dtype=torch.float32))
+    loss = sae.loss(batch, dead)
+    assert_agree(loss.total.cpu(), expected.total)
+    assert_agree(loss.recon.cpu(), expected.recon)
+    for name, gradient in gradients(sae, loss.total).items():
+        assert_agree(gradient.cpu(), wanted[name], 1e-4, name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_in_bfloat16_is_finite(case):
+    sae, batch, dead = on_cuda(*made(**CASES[case], dtype=torch.float32))
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = sae.loss(batch, dead)
+    loss.total.backward()
+    assert loss.total.isfinite()
+    assert all(p.grad.isfinite().all() for p in sae.parameters())
