@@ -30,7 +30,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "batchtopk": {},
     # every direction is as frequent as the others here: small prefixes would have to mix them
     "matryoshka": {"prefixes": (48, 64)},
-    "gated": {"l1_coefficient": 0.25},
+    "gated": {"l1_coefficient": 0.15},
     "jumprelu": {"l0_coefficient": 0.05},
     "transcoder": {},
     "skip_transcoder": {},

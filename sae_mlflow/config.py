@@ -136,14 +136,15 @@ class SAESettings(_Section):
     """Weight of the AuxK loss of the topk family; 0 turns it off."""
     l1_coefficient: float | None = Field(None, ge=0)
     """`standard`, `gated`, `crosscoder`: weight of the L1 penalty, against a loss that is a mean
-    over dimensions; unset means `5 / d_in`."""
+    over dimensions; unset means `2 / d_in`, and `5 / d_in` of `gated`."""
     l0_coefficient: float | None = Field(None, ge=0)
     """`jumprelu`: loss of each latent that fires; with `target_l0`, of missing it by 100%. Unset
-    means 0.001, and 0.1 with a target."""
+    means 1 by the dimensions that are reconstructed, and 2 with a target."""
     target_l0: float | None = Field(None, gt=0)
     """`jumprelu`: the L0 to be reached; unset penalises L0 itself."""
-    bandwidth: float = Field(0.05, gt=0)
-    """`jumprelu`: width of the window in which thresholds learn, in units of scaled activations."""
+    bandwidth: float = Field(0.3, gt=0)
+    """`jumprelu`: width of the window in which thresholds learn, in units of scaled activations. A
+    latent that stays under its window on every token is lost: a wide one loses few."""
     prefixes: tuple[Annotated[int, Field(gt=0)], ...] | None = None
     """`matryoshka`: numbers of latents that reconstruct on their own, ascending; unset means 1/16,
     1/8, 1/4, 1/2 and all of them."""
@@ -194,6 +195,13 @@ class TrainSettings(_Section):
     """Share of the steps, at the end, over which it falls."""
     sparsity_warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which L1 and L0 coefficients rise from 0."""
+    firing_rate: float = Field(10.0, gt=0)
+    """`jumprelu`: learning rate of thresholds and encoder biases, as a multiple of `learning_rate`.
+    They have a unit or more to go, and move by about their rate a step."""
+    resample_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
+    """Shares of the steps, such as `[0.25, 0.5]`, after which dead latents start anew from tokens
+    that are reconstructed badly; unset means what the architecture's paper does: `gated` at a
+    quarter and a half of the steps, the others never."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number format of the large products; `bfloat16` (autocast) is for GPUs."""
     gradient_clip: float = Field(1.0, gt=0)

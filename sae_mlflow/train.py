@@ -12,6 +12,7 @@ from sae_mlflow.config import TrainSettings
 from sae_mlflow.metrics import Tally
 from sae_mlflow.optimizers import make_optimizer
 from sae_mlflow.sae import SAE, Batch, StepLoss
+from sae_mlflow.sae.resample import resample
 from sae_mlflow.schedule import learning_rate_share, warmed_up
 
 MAX_DEAD_AFTER_TOKENS = 10_000_000
@@ -67,14 +68,15 @@ def default_learning_rate(d_sae: int) -> float:
 
 def train(trainer: "Trainer", acts: Activations, seed: int) -> Iterator[StepRecord | EpochRecord]:
     """Train an SAE, its first weights included; deterministic from `seed` on one machine."""
-    generator = torch.Generator().manual_seed(seed)
-    trainer.sae.initialise(acts.sample(INITIAL_SAMPLE_TOKENS, generator), generator)
+    trainer.generator.manual_seed(seed)
+    trainer.sae.initialise(acts.sample(INITIAL_SAMPLE_TOKENS, trainer.generator), trainer.generator)
     for epoch in range(1, trainer.settings.epochs + 1):
-        yield from trainer.epoch(epoch, acts, generator)
+        yield from trainer.epoch(epoch, acts)
 
 
 class Trainer:
-    """The state of one training: optimizer, schedule, and how long each latent has been silent."""
+    """The state of one training: the SAE, the optimizer, how many steps were made, how long each
+    latent has been silent, and the generator that batches and new directions are drawn with."""
 
     def __init__(self, sae: SAE, settings: TrainSettings, n_train: int) -> None:
         """
@@ -92,8 +94,8 @@ class Trainer:
             max(n_train // 2, 1), MAX_DEAD_AFTER_TOKENS
         )
         self.silent_tokens = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
-        options = settings.optimizer_options
-        self._optimizer = make_optimizer(settings.optimizer, options, sae.parameters())
+        self.generator = torch.Generator()
+        self.optimizer = self._make_optimizer()
 
     @property
     def dead(self) -> Tensor:
@@ -111,35 +113,54 @@ class Trainer:
         """Share of its coefficient that the sparsity penalty has in the coming step."""
         return warmed_up(self.settings.sparsity_warmup_fraction, self.steps_done, self.n_steps)
 
+    @property
+    def resampling_steps(self) -> set[int]:
+        """Dead latents start anew once so many steps are done."""
+        shares = self.settings.resample_at
+        shares = self.sae.resample_at if shares is None else shares
+        return {round(share * self.n_steps) for share in shares}
+
     def step(self, batch: Batch) -> StepLoss:
         """One update on a batch of scaled activations."""
         with self._autocast:
             loss = self.sae.loss(batch, self.dead, self.sparsity_warmup)
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         self.sae.project_gradient()
         torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.settings.gradient_clip)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self._optimizer.step()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * group["rate_multiple"]
+        self.optimizer.step()
         self.sae.constrain()
         self.silent_tokens += batch.x.shape[0]
         self.silent_tokens[loss.fired] = 0
         self.steps_done += 1
+        if self.steps_done in self.resampling_steps:
+            anew = resample(self.sae, batch, self.dead, self.optimizer, self.generator)
+            self.silent_tokens[anew] = 0
         return loss
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        """What decides about firing is a group of its own, with another learning rate."""
+        settings, sae = self.settings, self.sae
+        quick = [p for name, p in sae.named_parameters() if name in sae.decides_firing]
+        others = [p for name, p in sae.named_parameters() if name not in sae.decides_firing]
+        optimizer = make_optimizer(settings.optimizer, settings.optimizer_options, others)
+        optimizer.param_groups[0]["rate_multiple"] = 1.0
+        if quick:
+            optimizer.add_param_group({"params": quick, "rate_multiple": settings.firing_rate})
+        return optimizer
 
     @property
     def _autocast(self) -> torch.autocast:
         narrow = self.settings.precision == "bfloat16"
         return torch.autocast(self.sae.W_dec.device.type, torch.bfloat16, enabled=narrow)
 
-    def epoch(
-        self, epoch: int, acts: Activations, generator: torch.Generator
-    ) -> Iterator[StepRecord | EpochRecord]:
+    def epoch(self, epoch: int, acts: Activations) -> Iterator[StepRecord | EpochRecord]:
         """One pass over the training tokens, a record a step, then one for the epoch."""
         tally, seconds = Tally(), 0.0
         started = time.perf_counter()
-        for batch in acts.batches(self.settings.batch_tokens, generator):
+        for batch in acts.batches(self.settings.batch_tokens, self.generator):
             rate, tokens = self.learning_rate, batch.x.shape[0]
             loss = self.step(batch)
             tally.add(batch.y, loss.recon, loss.l0, loss.fired)

@@ -29,7 +29,7 @@ CASES = {
     "crosscoder": {"architecture": "crosscoder", "widths": (4, 6), **L1},
 }
 TOPK_FAMILY = ("topk", "batchtopk", "matryoshka")
-UNIT_NORM = (*TOPK_FAMILY, "jumprelu")
+UNIT_NORM = (*TOPK_FAMILY, "jumprelu", "gated")
 
 
 def reference(sae, batch, dead, case):
@@ -306,14 +306,17 @@ def started(architecture, seed=0, **settings):
 def test_an_autoencoder_starts_with_unit_rows_their_transpose_and_the_samples_mean(architecture):
     sae, sample = started(architecture)
     assert_agree(sae.W_dec.norm(dim=1), torch.ones(D_SAE), 1e-6)
-    assert torch.equal(sae.W_enc, sae.W_dec.t())
+    if architecture in ("gated", "jumprelu"):
+        lengths = sae.W_enc.norm(dim=0)
+        assert_agree(lengths, lengths.mean().expand(D_SAE), 1e-6)
+        assert_agree(sae.W_enc / lengths, sae.W_dec.t(), 1e-6)
+    else:
+        assert torch.equal(sae.W_enc, sae.W_dec.t())
     assert sae.W_enc.t().is_contiguous(), "what the sparse kernels are fast with"
     assert_agree(sae.b_dec, sample.y.mean(dim=0), 1e-6)
     for name, parameter in sae.named_parameters():
-        if name in ("b_enc", "b_gate", "b_mag", "r_mag"):
+        if name in ("b_mag", "r_mag"):
             assert (parameter == 0).all()
-    if architecture == "jumprelu":
-        assert (sae.threshold == 0.01).all()
 
 
 @pytest.mark.parametrize("codes", ["topk", "jumprelu"])
@@ -334,7 +337,7 @@ def test_a_seed_is_the_same_start_and_another_seed_another():
 
 @pytest.mark.parametrize("case", CASES)
 def test_decoder_rows_are_held_at_unit_length_where_sparsity_is_counted(case):
-    """TopK's family and JumpReLU; an L1 penalty weighs lengths, and transcoders are left free."""
+    """Not where an L1 penalty weighs lengths that learn from it, nor in transcoders."""
     sae, batch, dead = made(**CASES[case])
     before = sae.W_dec.detach().clone()
     sae.loss(batch, dead).total.backward()

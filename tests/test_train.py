@@ -138,16 +138,49 @@ def test_the_penalty_of_a_step_is_the_warmed_up_one():
     assert trainer.step(pair(torch.rand(10, 1) + 1)).sparsity == pytest.approx(0.5 * 2 / 2)
 
 
+def rates_by_parameter(sae, **settings):
+    """What each parameter's group learns at in a step whose learning rate is 1."""
+    settings = TrainSettings(
+        epochs=1, batch_tokens=10, learning_rate=1.0, warmup_fraction=0.0, **settings
+    )
+    trainer = Trainer(sae, settings, 100)
+    trainer.step(pair(torch.rand(10, 2)))
+    groups = trainer.optimizer.param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    return {name: rates[id(p)] for name, p in sae.named_parameters()}
+
+
+def test_what_decides_about_firing_learns_at_a_multiple_of_the_rate():
+    sae = JumpReLUSAE(Sizes(2, 4))
+    slow = dict.fromkeys(("W_enc", "W_dec", "b_dec"), 1.0)
+    assert rates_by_parameter(sae) == slow | {"b_enc": 10.0, "threshold": 10.0}
+    assert rates_by_parameter(sae, firing_rate=3) == slow | {"b_enc": 3.0, "threshold": 3.0}
+
+
+def test_in_a_topk_sae_everything_learns_at_the_same_rate():
+    assert set(rates_by_parameter(TopKSAE(Sizes(2, 4), 1)).values()) == {1.0}
+
+
+def test_all_that_a_training_draws_comes_from_the_trainers_generator():
+    """Its state after an epoch gives the next epoch's batches again, and a seed sets it."""
+    trainer, _, acts = run(epochs=1, seed=3)
+    expected = torch.Generator().manual_seed(3)
+    acts.sample(1, expected)
+    trainer.sae.initialise(pair(acts.train), expected)
+    next(acts.batches(64, expected))
+    assert torch.equal(trainer.generator.get_state(), expected.get_state())
+
+
 @pytest.mark.parametrize("name", ["adam", "AdamW", "sgd", "RMSprop", "NAdam", "Adafactor"])
 def test_optimizers_of_torch_go_by_their_names(name):
     trainer, records, _ = run(optimizer=name, epochs=2, learning_rate=1e-3)
-    assert type(trainer._optimizer).__name__.lower() == name.lower()
+    assert type(trainer.optimizer).__name__.lower() == name.lower()
     assert math.isfinite(records[-1].metrics["val_fvu"])
 
 
 def test_an_optimizers_own_options_are_passed_on():
     trainer, *_ = run(epochs=1, optimizer_options={"betas": [0.0, 0.999]})
-    assert trainer._optimizer.defaults["betas"] == (0.0, 0.999)
+    assert trainer.optimizer.defaults["betas"] == (0.0, 0.999)
 
 
 @pytest.mark.parametrize(

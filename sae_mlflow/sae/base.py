@@ -69,6 +69,10 @@ class SAE(nn.Module, ABC):
     """Name of its activation function in a stored config: `topk`, `jumprelu`, ..."""
     unit_norm: ClassVar[bool] = False
     """Whether an autoencoder's decoder rows are kept at length 1."""
+    decides_firing: ClassVar[tuple[str, ...]] = ()
+    """Parameters that learn faster than the weights, at `train.firing_rate` times their rate."""
+    resample_at: ClassVar[tuple[float, ...]] = ()
+    """Shares of a training after which dead latents start anew, where the settings don't say."""
 
     W_enc: nn.Parameter
     """`[d_in, d_sae]`; its transpose is contiguous, as the sparse kernels want it."""
@@ -119,6 +123,17 @@ class SAE(nn.Module, ABC):
         if not self.transcodes:
             self.W_dec.copy_(rows)
         self.b_dec.copy_(sample.y.double().mean(dim=0))
+        self.start(sample.x, torch.arange(self.d_sae, device=self.W_enc.device))
+
+    @torch.no_grad()
+    def start(self, x: Tensor, latents: Tensor) -> None:
+        """Set when latents with new directions fire; by what sample, is up to the architecture.
+
+        Args:
+            x: `[n, d_in]` scaled activations.
+            latents: int64, which ones.
+        """
+        self.b_enc[latents] = 0.0
 
     # -- using one ----------------------------------------------------------------------------
 

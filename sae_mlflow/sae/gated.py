@@ -8,6 +8,7 @@ from sae_mlflow.sae import sparse
 from sae_mlflow.sae.base import Batch, Sizes, StepLoss
 from sae_mlflow.sae.l1 import L1SAE
 from sae_mlflow.sae.select import Above
+from sae_mlflow.sae.start import firing_bounds, fit_length
 from sae_mlflow.sae.support import Support
 
 
@@ -20,6 +21,9 @@ class GatedSAE(L1SAE):
     """
 
     kind = "gated"
+    unit_norm = True  # as in the paper: rows that may shrink make the penalty cheap, not gates rare
+    resample_at = (0.25, 0.5)
+    default_l1 = 5.0
     b_gate: nn.Parameter
     b_mag: nn.Parameter
     r_mag: nn.Parameter
@@ -30,6 +34,17 @@ class GatedSAE(L1SAE):
         self.b_gate = nn.Parameter(torch.zeros(self.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(self.d_sae))
         self.r_mag = nn.Parameter(torch.zeros(self.d_sae))
+
+    @torch.no_grad()
+    def initialise(self, sample: Batch, generator: torch.Generator) -> None:
+        super().initialise(sample, generator)
+        fit_length(self, sample)
+
+    @torch.no_grad()
+    def start(self, x: Tensor, latents: Tensor) -> None:
+        self.b_gate[latents] = -firing_bounds(self, x, latents)
+        self.b_mag[latents] = 0.0
+        self.r_mag[latents] = 0.0
 
     def codes(self, x: Tensor) -> tuple[Tensor, Support]:
         gates, support = self._gates(x)

@@ -9,9 +9,13 @@ from torch.nn.functional import mse_loss
 from sae_mlflow.config import SAESettings
 from sae_mlflow.sae.base import SAE, Batch, Sizes, StepLoss
 from sae_mlflow.sae.select import Above
+from sae_mlflow.sae.start import firing_bounds, fit_length
 from sae_mlflow.sae.support import Support
 
-INITIAL_THRESHOLD = 0.01
+LOWEST_START = 0.01
+
+# Weight of a target's penalty; at 0.1 an L0 of 14 satisfied a target of 32.
+TARGET_COEFFICIENT = 2.0
 
 
 class JumpReLUSAE(SAE):
@@ -24,6 +28,7 @@ class JumpReLUSAE(SAE):
 
     kind = "jumprelu"
     unit_norm = True
+    decides_firing = ("threshold", "b_enc")
     threshold: nn.Parameter
     """`[d_sae]`, >= 0."""
 
@@ -31,7 +36,7 @@ class JumpReLUSAE(SAE):
         self,
         sizes: Sizes,
         l0_coefficient: float = 0.0,
-        bandwidth: float = 0.05,
+        bandwidth: float = 0.3,
         target_l0: float | None = None,
     ) -> None:
         """
@@ -41,7 +46,7 @@ class JumpReLUSAE(SAE):
             target_l0: the L0 to be reached; None penalises L0 itself.
         """
         super().__init__(sizes)
-        self.threshold = nn.Parameter(torch.full((self.d_sae,), INITIAL_THRESHOLD))
+        self.threshold = nn.Parameter(torch.full((self.d_sae,), LOWEST_START))
         self.l0_coefficient = l0_coefficient
         self.bandwidth = bandwidth
         self.target_l0 = target_l0
@@ -50,12 +55,26 @@ class JumpReLUSAE(SAE):
     def from_settings(cls, settings: SAESettings, sizes: Sizes) -> "JumpReLUSAE":
         coefficient = settings.l0_coefficient
         if coefficient is None:
-            coefficient = default_coefficient(settings.target_l0)
+            missed = sizes.d_out or sizes.d_in  # the loss is a mean over them
+            coefficient = 1 / missed if settings.target_l0 is None else TARGET_COEFFICIENT
         return cls(sizes, coefficient, settings.bandwidth, settings.target_l0)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], sizes: Sizes) -> "JumpReLUSAE":
         return cls(sizes)
+
+    @torch.no_grad()
+    def initialise(self, sample: Batch, generator: torch.Generator) -> None:
+        super().initialise(sample, generator)
+        fit_length(self, sample)
+
+    @torch.no_grad()
+    def start(self, x: Tensor, latents: Tensor) -> None:
+        super().start(x, latents)
+        if self.centre is None:  # else what points away from the mean could fire on no token
+            self.b_enc[latents] = -(x.mean(dim=0) @ self.W_enc[:, latents])
+        bounds = firing_bounds(self, x, latents) + self.b_enc[latents]
+        self.threshold[latents] = bounds.clamp_min(LOWEST_START)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Support]:
         # max: p in (threshold, 0] of a threshold that somebody else stored below 0 is no latent
@@ -83,11 +102,6 @@ class JumpReLUSAE(SAE):
     def constrain(self) -> None:
         super().constrain()
         self.threshold.clamp_min_(0.0)
-
-
-def default_coefficient(target_l0: float | None) -> float:
-    """Weight of the penalty: per latent that fires, or of the squared miss of a target."""
-    return 1e-3 if target_l0 is None else 0.1
 
 
 class _Jump(torch.autograd.Function):

@@ -1,6 +1,6 @@
 """What SAEs with an L1 penalty share: its coefficient, and how it weighs latents."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -12,6 +12,9 @@ from sae_mlflow.sae.support import Support
 class L1SAE(SAE):
     """An SAE whose latents' strength is penalised: lambda sum_i z_i ||W_dec,i||."""
 
+    default_l1: ClassVar[float] = 2.0
+    """Against a squared error that is summed over a layer's dimensions."""
+
     def __init__(self, sizes: Sizes, l1_coefficient: float = 0.0) -> None:
         """
         Args:
@@ -22,9 +25,10 @@ class L1SAE(SAE):
 
     @classmethod
     def from_settings(cls, settings: SAESettings, sizes: Sizes) -> "L1SAE":
-        """Unset, lambda is Anthropic's 5 brought from a sum over a layer's width to a mean."""
+        if settings.l1_coefficient is not None:
+            return cls(sizes, settings.l1_coefficient)
         width = sizes.widths[0] if sizes.widths else sizes.d_in
-        return cls(sizes, 5 / width if settings.l1_coefficient is None else settings.l1_coefficient)
+        return cls(sizes, cls.default_l1 / width)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], sizes: Sizes) -> "L1SAE":

@@ -8,6 +8,7 @@ from torch.nn.functional import mse_loss
 from sae_mlflow.sae.base import Batch, StepLoss
 from sae_mlflow.sae.l1 import L1SAE
 from sae_mlflow.sae.select import Above
+from sae_mlflow.sae.start import firing_bounds
 from sae_mlflow.sae.support import Support
 
 
@@ -18,6 +19,10 @@ class StandardSAE(L1SAE):
     """
 
     kind = "standard"
+
+    @torch.no_grad()
+    def start(self, x: Tensor, latents: Tensor) -> None:
+        self.b_enc[latents] = -firing_bounds(self, x, latents)
 
     def codes(self, x: Tensor) -> tuple[Tensor, Support]:
         pre_acts, support = self._kept(x, Above(torch.zeros_like(self.b_enc)))

@@ -1,0 +1,87 @@
+"""Dead latents get new directions from what is reconstructed worst: Bricken et al. 2023, Towards
+Monosemanticity, appendix on neuron resampling."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sae_mlflow.sae.base import SAE, Batch
+
+# Length of a new encoder row as a share of the living ones' mean, so that it doesn't drown them.
+ENCODER_LENGTH = 0.2
+
+
+@torch.no_grad()
+def resample(
+    sae: SAE,
+    batch: Batch,
+    dead: Tensor,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> Tensor:
+    """Start dead latents anew, each from a token of its own, and forget what the optimizer knew.
+
+    Tokens are drawn with probabilities in proportion to their squared loss. The latent's decoder
+    row becomes the token's direction at length 1, its encoder row the direction of what is read, at
+    0.2 times the mean length of living rows. Two things are not as in the appendix: directions are
+    those of centred activations, since `b_dec` is added anyway, and the latent fires as seldom as
+    at the start of a training, while a bias of 0 would have it fire on half of the tokens.
+
+    Args:
+        dead: `[d_sae]` bool.
+        generator: on the CPU; drawn from only where a latent is dead.
+
+    Returns:
+        int64: the latents that were started anew. There are as many tokens with a loss at most; the
+        others wait for another time.
+    """
+    waiting = dead.nonzero().squeeze(1)
+    if not len(waiting):
+        return waiting
+    read = batch.x if sae.centre is None else batch.x - sae.centre
+    written = batch.y - sae.b_dec
+    tokens = draw_tokens(sae.reconstruct(batch.x).recon, batch.y, len(waiting), generator)
+    latents = waiting[: len(tokens)]
+    living = sae.W_enc.t()[~dead]
+    length = living.norm(dim=1).mean() if len(living) else living.new_ones(())
+    sae.W_enc.t()[latents] = ENCODER_LENGTH * length * unit(read[tokens])
+    sae.W_dec[latents] = unit(written[tokens])
+    sae.start(batch.x, latents)
+    forget(sae, latents, optimizer)
+    return latents
+
+
+def draw_tokens(recon: Tensor, y: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """At most n tokens, none twice, the likelier the larger their squared loss is: int64.
+
+    Args:
+        recon, y: `[batch, d_out]`.
+    """
+    losses = (y - recon).square().mean(dim=1).double().cpu()
+    weights = losses.square().nan_to_num(0.0, posinf=0.0)
+    n = min(n, int((weights > 0).sum()))
+    if not n:
+        return torch.empty(0, dtype=torch.int64, device=y.device)
+    return torch.multinomial(weights, n, generator=generator).to(y.device)
+
+
+def forget(sae: SAE, latents: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Zero what the optimizer keeps (Adam: both moments) of some latents' parameters."""
+    for parameter, by_latent in _latent_parameters(sae):
+        for kept in optimizer.state[parameter].values():
+            if isinstance(kept, Tensor) and kept.shape == parameter.shape:
+                (kept.t() if by_latent == 1 else kept)[latents] = 0.0
+
+
+def _latent_parameters(sae: SAE) -> Iterator[tuple[nn.Parameter, int]]:
+    """Every parameter that has something for each latent, and the dimension that counts latents."""
+    for name, parameter in sae.named_parameters():
+        if name == "W_enc":
+            yield parameter, 1
+        elif name not in ("b_dec", "W_skip"):
+            yield parameter, 0
+
+
+def unit(rows: Tensor) -> Tensor:
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
