@@ -20,7 +20,7 @@ INITIAL_SAMPLE_TOKENS = 8_192
 
 
 class Activations(Protocol):
-    """Scaled activations of one site; `activations.LayerActivations` is one."""
+    """Scaled activations of one site; `activations.layer.LayerActivations` is one."""
 
     n_train: int
 

@@ -58,5 +58,5 @@ def best_length(sae: SAE, sample: Batch) -> Tensor:
     """
     made = sae.reconstruct(sample.x).recon - sae.b_dec
     wanted = sample.y - sae.b_dec
-    power = made.square().sum()
-    return torch.where(power > 0, (made * wanted).sum() / power, 1.0)
+    factor = (made * wanted).sum() / made.square().sum()
+    return torch.where(factor > 0, factor, 1.0)  # not a number where nothing is made
