@@ -114,11 +114,15 @@ class Trainer:
         return warmed_up(self.settings.sparsity_warmup_fraction, self.steps_done, self.n_steps)
 
     @property
+    def resample_at(self) -> tuple[float, ...]:
+        """Dead latents start anew after these shares of the steps."""
+        chosen = self.settings.resample_at
+        return self.sae.resample_at if chosen is None else chosen
+
+    @property
     def resampling_steps(self) -> set[int]:
         """Dead latents start anew once so many steps are done."""
-        shares = self.settings.resample_at
-        shares = self.sae.resample_at if shares is None else shares
-        return {round(share * self.n_steps) for share in shares}
+        return {round(share * self.n_steps) for share in self.resample_at}
 
     def step(self, batch: Batch) -> StepLoss:
         """One update on a batch of scaled activations."""

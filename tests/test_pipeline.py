@@ -94,6 +94,7 @@ def test_a_layers_params_are_its_full_settings_with_defaults_filled_in(layers):
     params = layers[0].params
     assert params["d_in"] == "32" and params["d_sae"] == params["sae.d_sae"] == "128"
     assert params["sae.k"] == "4" and params["train.epochs"] == "3" and params["seed"] == "0"
+    assert params["sae.aux_k"] == "16"  # half of d_in
     assert float(params["train.learning_rate"]) == pytest.approx(1e-3 / (128 / 2**14) ** 0.5)
     train_tokens = int(params["data.train_tokens"])
     assert params["train.dead_after_tokens"] == str(train_tokens // 2)

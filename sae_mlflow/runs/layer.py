@@ -69,18 +69,22 @@ def _open_layer_run(training: Training, parent: OpenRun, acts: LayerActivations)
 def _layer_params(
     settings: Settings, trainer: Trainer, acts: LayerActivations
 ) -> dict[str, object]:
-    """A layer's settings with the defaults that depend on its width filled in, and its data."""
+    """A layer's settings with the defaults that depend on its SAE filled in, and its data."""
     sections = ("model.", "text.", "activations.", "sae.", "train.")
     params = {key: value for key, value in settings.flat().items() if key.startswith(sections)}
     del params["model.layers"]
+    sae = trainer.sae
+    unset = [name for name, value in settings.sae if value is None]
     return params | {
-        **{f"sae.{key}": value for key, value in trainer.sae.hyperparameters().items()},
-        "sae.d_sae": trainer.sae.d_sae,
+        **{f"sae.{key}": value for key, value in sae.hyperparameters().items()},
+        # an SAE keeps a setting under the setting's own name
+        **{f"sae.{name}": getattr(sae, name) for name in unset if hasattr(sae, name)},
         "train.learning_rate": trainer.peak_learning_rate,
+        "train.resample_at": trainer.resample_at,
         "train.dead_after_tokens": trainer.dead_after_tokens,
         "d_in": acts.d_in,
         "d_out": acts.d_out,
-        "d_sae": trainer.sae.d_sae,
+        "d_sae": sae.d_sae,
         "seed": settings.seed,
         "data.train_tokens": acts.n_train,
         "data.held_out_tokens": acts.n_held_out,
