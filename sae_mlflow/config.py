@@ -136,7 +136,7 @@ class SAESettings(_Section):
     """Weight of the AuxK loss of the topk family; 0 turns it off."""
     l1_coefficient: float | None = Field(None, ge=0)
     """`standard`, `gated`, `crosscoder`: weight of the L1 penalty, against a loss that is a mean
-    over dimensions; unset means `2 / d_in`, and `5 / d_in` of `gated`."""
+    over dimensions; unset means `2 / d_in`, and `3.5 / d_in` of `gated`."""
     l0_coefficient: float | None = Field(None, ge=0)
     """`jumprelu`: loss of each latent that fires; with `target_l0`, of missing it by 100%. Unset
     means 1 by the dimensions that are reconstructed, and 2 with a target."""

@@ -362,3 +362,25 @@ def test_the_gradient_of_a_unit_row_has_no_part_along_it(architecture):
     sae.project_gradient()
     assert_agree(sae.W_dec.grad, expected.detach(), 1e-12)
     assert (sae.W_dec.grad * sae.W_dec).sum(dim=1).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "setting", "weight"),
+    [
+        ("standard", {}, "l1_coefficient", 2 / 4),
+        ("crosscoder", {}, "l1_coefficient", 2 / 4),
+        ("gated", {}, "l1_coefficient", 3.5 / 4),
+        ("jumprelu", {}, "l0_coefficient", 1 / 4),
+        ("jumprelu", {"target_l0": 3}, "l0_coefficient", 2.0),
+        ("transcoder", {"codes": "jumprelu"}, "l0_coefficient", 1 / 7),
+    ],
+)
+def test_a_penaltys_weight_is_for_a_loss_that_is_a_mean_over_dimensions(
+    architecture, settings, setting, weight
+):
+    """4 dimensions are read, of each layer of a crosscoder, and 7 are written by a transcoder."""
+    chosen = SAESettings(architecture=architecture, d_sae=8, **settings)
+    sae = build_sae(chosen, (4, 6) if architecture == "crosscoder" else (4,), 7)
+    assert getattr(sae, setting) == pytest.approx(weight)
+    given = build_sae(chosen.model_copy(update={setting: 0.125}), (4,), 7)
+    assert getattr(given, setting) == 0.125

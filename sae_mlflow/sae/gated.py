@@ -23,7 +23,7 @@ class GatedSAE(L1SAE):
     kind = "gated"
     unit_norm = True  # as in the paper: rows that may shrink make the penalty cheap, not gates rare
     resample_at = (0.25, 0.5)
-    default_l1 = 5.0
+    default_l1 = 3.5
     b_gate: nn.Parameter
     b_mag: nn.Parameter
     r_mag: nn.Parameter
