@@ -127,7 +127,7 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def start(self, x: Tensor, latents: Tensor) -> None:
-        """Set when latents with new directions fire; by what sample, is up to the architecture.
+        """Set from where on latents with new directions fire, from a sample where that is learnt.
 
         Args:
             x: `[n, d_in]` scaled activations.

@@ -12,7 +12,15 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import add_rows, array, dots, inner, n_threads, parallel
+from sae_mlflow.sae.compiled import (
+    add_rows,
+    array,
+    dots,
+    inner,
+    n_threads,
+    parallel,
+    sort_by_latent,
+)
 
 
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -43,7 +51,7 @@ def above(pre_acts: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def by_latent(latents: Tensor, starts: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
     """The same codes sorted by latent, tokens in order: starts `[d_sae + 1]`, tokens, places."""
-    latent_starts = torch.zeros(d_sae + 1, dtype=torch.int64)
+    latent_starts = torch.empty(d_sae + 1, dtype=torch.int64)
     tokens = torch.empty_like(latents)
     places = torch.empty_like(latents)
     _by_latent(
@@ -214,18 +222,8 @@ def _fill_above(
 
 @inner
 def _by_latent(latents: Any, starts: Any, latent_starts: Any, tokens: Any, places: Any) -> None:
-    d_sae = len(latent_starts) - 1
-    for i in range(len(latents)):
-        latent_starts[latents[i] + 1] += 1
-    for latent in range(d_sae):
-        latent_starts[latent + 1] += latent_starts[latent]
-    filled = latent_starts[:d_sae].copy()
-    for b in range(len(starts) - 1):
-        for i in range(starts[b], starts[b + 1]):
-            place = filled[latents[i]]
-            filled[latents[i]] = place + 1
-            tokens[place] = b
-            places[place] = i
+    free = np.empty(len(latent_starts), np.int64)
+    sort_by_latent(latents, starts, 0, len(starts) - 1, latent_starts, tokens, places, free)
 
 
 @inner

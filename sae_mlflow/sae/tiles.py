@@ -14,7 +14,14 @@ import torch
 from numba import prange
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import add_rows, array, dots, inner, n_threads, parallel
+from sae_mlflow.sae.compiled import (
+    add_rows,
+    array,
+    dots,
+    n_threads,
+    parallel,
+    sort_by_latent,
+)
 
 HEIGHT = 128
 """Tokens in a tile: their activations (384 kB at 768 dimensions) fit a core's own cache."""
@@ -77,26 +84,6 @@ def _shares(starts: Any, parts: int) -> Any:
     return np.concatenate([[0], np.searchsorted(codes, wanted), [len(codes)]])
 
 
-@inner
-def _sort_tile(
-    latents: Any, starts: Any, first: int, end: int, made: Any, tokens: Any, places: Any, free: Any
-) -> None:
-    d_sae = len(made) - 1
-    made[:] = 0
-    for i in range(starts[first], starts[end]):
-        made[latents[i] + 1] += 1
-    made[0] = starts[first]
-    for f in range(d_sae):
-        free[f] = made[f]
-        made[f + 1] += made[f]
-    for b in range(first, end):
-        for i in range(starts[b], starts[b + 1]):
-            place = free[latents[i]]
-            free[latents[i]] = place + 1
-            tokens[place] = b
-            places[place] = i
-
-
 @parallel
 def _sort(latents: Any, starts: Any, made: Any, tokens: Any, places: Any, threads: int) -> None:
     n_tiles, batch = made.shape[0], len(starts) - 1
@@ -104,7 +91,7 @@ def _sort(latents: Any, starts: Any, made: Any, tokens: Any, places: Any, thread
         free = np.empty(made.shape[1], np.int64)
         for t in range(thread * n_tiles // threads, (thread + 1) * n_tiles // threads):
             end = min(batch, (t + 1) * HEIGHT)
-            _sort_tile(latents, starts, t * HEIGHT, end, made[t], tokens, places, free)
+            sort_by_latent(latents, starts, t * HEIGHT, end, made[t], tokens, places, free)
 
 
 @parallel
