@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sae_mlflow.errors import UserError, did_you_mean, known
 
@@ -39,6 +39,17 @@ def make_optimizer(
 def check_optimizer(name: str, options: Mapping[str, Any]) -> None:
     """Raise the UserError that `make_optimizer` would, before anything is trained."""
     make_optimizer(name, options, [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, 2))])
+
+
+@torch.no_grad()
+def forget(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], rows: Tensor
+) -> None:
+    """Zero what an optimizer keeps (Adam: both moments) of some rows of parameters."""
+    for parameter in parameters:
+        for kept in optimizer.state[parameter].values():
+            if isinstance(kept, Tensor) and kept.shape == parameter.shape:
+                kept[rows] = 0.0
 
 
 def _find(name: str) -> Any:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_mlflow.config import TrainSettings
 from sae_mlflow.metrics import Tally
-from sae_mlflow.optimizers import make_optimizer
+from sae_mlflow.optimizers import forget, make_optimizer
 from sae_mlflow.sae import SAE, Batch, StepLoss
 from sae_mlflow.sae.resample import resample
 from sae_mlflow.schedule import learning_rate_share, warmed_up
@@ -95,6 +95,9 @@ class Trainer:
         )
         self.silent_tokens = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
         self.generator = torch.Generator()
+        # [d_sae, d_in], in the memory of W_enc: what the optimizer knows it by. torch's fused Adam
+        # copies gradient and moments of a parameter that isn't contiguous, at every step.
+        self.encoder_rows = nn.Parameter(sae.W_enc.detach().t())
         self.optimizer = self._make_optimizer()
 
     @property
@@ -126,12 +129,15 @@ class Trainer:
 
     def step(self, batch: Batch) -> StepLoss:
         """One update on a batch of scaled activations."""
+        self.optimizer.zero_grad(set_to_none=True)  # before the loss, which then has their memory
+        self.sae.W_enc.grad = None
         with self._autocast:
             loss = self.sae.loss(batch, self.dead, self.sparsity_warmup)
-        self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         self.sae.project_gradient()
-        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.settings.gradient_clip)
+        assert self.sae.W_enc.grad is not None
+        self.encoder_rows.grad = self.sae.W_enc.grad.t().contiguous()  # which it is already
+        torch.nn.utils.clip_grad_norm_(self.optimized.values(), self.settings.gradient_clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * group["rate_multiple"]
         self.optimizer.step()
@@ -140,15 +146,26 @@ class Trainer:
         self.silent_tokens[loss.fired] = 0
         self.steps_done += 1
         if self.steps_done in self.resampling_steps:
-            anew = resample(self.sae, batch, self.dead, self.optimizer, self.generator)
-            self.silent_tokens[anew] = 0
+            self.resample(batch)
         return loss
+
+    def resample(self, batch: Batch) -> Tensor:
+        """Start dead latents anew, by their indices (int64); the optimizer forgets them."""
+        anew = resample(self.sae, batch, self.dead, self.generator)
+        forget(self.optimizer, [self.optimized[name] for name in self.sae.per_latent()], anew)
+        self.silent_tokens[anew] = 0
+        return anew
+
+    @property
+    def optimized(self) -> dict[str, nn.Parameter]:
+        """What the optimizer steps, by the names in the SAE; latents come first where there are."""
+        return dict(self.sae.named_parameters()) | {"W_enc": self.encoder_rows}
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """What decides about firing is a group of its own, with another learning rate."""
-        settings, sae = self.settings, self.sae
-        quick = [p for name, p in sae.named_parameters() if name in sae.decides_firing]
-        others = [p for name, p in sae.named_parameters() if name not in sae.decides_firing]
+        settings, firing = self.settings, self.sae.decides_firing
+        quick = [p for name, p in self.optimized.items() if name in firing]
+        others = [p for name, p in self.optimized.items() if name not in firing]
         optimizer = make_optimizer(settings.optimizer, settings.optimizer_options, others)
         optimizer.param_groups[0]["rate_multiple"] = 1.0
         if quick:
@@ -171,7 +188,9 @@ class Trainer:
             tally.accumulate("total_loss", loss.total * tokens)
             tally.accumulate("sparsity_loss", loss.sparsity * tokens)
             seconds += time.perf_counter() - started
-            yield StepRecord(epoch, tokens, loss.total.detach(), self.dead.sum(), tally)
+            total = loss.total.detach()
+            del loss  # as large as the batch, and the next step needs none of it
+            yield StepRecord(epoch, tokens, total, self.dead.sum(), tally)
             started = time.perf_counter()  # what the caller does with a record isn't training
         metrics = {
             "total_loss": tally.mean("total_loss"),

@@ -5,7 +5,7 @@ import torch
 
 from sae_mlflow.config import SAESettings, TrainSettings
 from sae_mlflow.sae import Batch, build_sae
-from sae_mlflow.sae.resample import draw_tokens, forget, resample
+from sae_mlflow.sae.resample import draw_tokens, resample
 from sae_mlflow.train import Trainer
 
 D_IN, D_SAE = 4, 6
@@ -42,11 +42,10 @@ def trained(architecture, **settings):
 def state_of(trainer):
     """Parameters and the optimizer's moments, by name, latents first."""
     state = {}
-    for name, p in trainer.sae.named_parameters():
+    for name, p in trainer.optimized.items():
         kept = trainer.optimizer.state[p]
         for key, value in (("", p), *((k, kept[k]) for k in ("exp_avg", "exp_avg_sq"))):
-            latents_first = value.t() if name == "W_enc" else value
-            state[name, key] = latents_first.detach().clone()
+            state[name, key] = value.detach().clone()
     return state
 
 
@@ -75,9 +74,8 @@ def test_the_new_directions_are_the_one_tokens_that_the_sae_misses():
         sae.W_enc.copy_(torch.tensor([[2.0, 0.0, 7.0], [0.0, -4.0, 7.0]]))
         sae.b_enc.copy_(torch.tensor([-9.0, -9.0, -9.0]))
     x = torch.tensor([[5.0, 5.0], [5.0, 8.0], [5.0, 5.0]])
-    optimizer = torch.optim.Adam(sae.parameters())
     dead = torch.tensor([False, False, True])
-    assert resample(sae, Batch(x, x), dead, optimizer, seeded()).tolist() == [2]
+    assert resample(sae, Batch(x, x), dead, seeded()).tolist() == [2]
     torch.testing.assert_close(sae.W_dec[2], torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(sae.W_enc[:, 2], torch.tensor([0.0, 0.2 * 3]))
     assert sae.W_enc[:, :2].tolist() == [[2.0, 0.0], [0.0, -4.0]]
@@ -88,10 +86,11 @@ def test_the_new_directions_are_the_one_tokens_that_the_sae_misses():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_dead_latents_alone_start_anew(architecture):
     trainer, batch = trained(architecture)
-    sae, before = trainer.sae, state_of(trainer)
-    anew = resample(sae, batch, DEAD, trainer.optimizer, seeded(2))
+    before = state_of(trainer)
+    trainer.silent_tokens[DEAD] = trainer.dead_after_tokens
+    assert trainer.resample(batch).tolist() == [1, 4]
+    assert not trainer.dead.any()
     after = state_of(trainer)
-    assert anew.tolist() == [1, 4]
     for (name, key), value in after.items():
         if name in ("b_dec", "W_skip"):
             assert torch.equal(value, before[name, key]), "all latents share it"
@@ -110,7 +109,7 @@ def test_what_decides_about_firing_is_as_at_the_start(architecture):
     """Another SAE whose directions are the same from the start has the same biases."""
     trainer, batch = trained(architecture)
     sae = trainer.sae
-    resample(sae, batch, DEAD, trainer.optimizer, seeded(2))
+    resample(sae, batch, DEAD, seeded(2))
     found = {name: getattr(sae, name).detach().clone() for name in EXTRAS[architecture]}
     sae.start(batch.x, torch.arange(D_SAE))
     for name, values in found.items():
@@ -125,7 +124,7 @@ def test_the_same_generator_chooses_the_same_and_nobody_dead_draws_nothing():
     choices = []
     for seed in (3, 3, 4):
         trainer, batch = trained("standard")
-        resample(trainer.sae, batch, DEAD, trainer.optimizer, seeded(seed))
+        resample(trainer.sae, batch, DEAD, seeded(seed))
         choices.append(trainer.sae.W_dec[DEAD].detach())
     assert torch.equal(choices[0], choices[1])
     assert not torch.equal(choices[0], choices[2])
@@ -133,7 +132,7 @@ def test_the_same_generator_chooses_the_same_and_nobody_dead_draws_nothing():
     trainer, batch = trained("standard")
     before, generator = state_of(trainer), seeded(5)
     nobody = torch.zeros(D_SAE, dtype=torch.bool)
-    assert not len(resample(trainer.sae, batch, nobody, trainer.optimizer, generator))
+    assert not len(resample(trainer.sae, batch, nobody, generator))
     assert torch.equal(generator.get_state(), seeded(5).get_state())
     assert all(torch.equal(value, before[key]) for key, value in state_of(trainer).items())
 
@@ -142,12 +141,13 @@ def test_more_dead_latents_than_tokens_wait_for_another_time():
     trainer, batch = trained("standard")
     few = Batch(batch.x[:2], batch.x[:2])
     everyone = torch.ones(D_SAE, dtype=torch.bool)
-    assert resample(trainer.sae, few, everyone, trainer.optimizer, seeded()).tolist() == [0, 1]
+    assert resample(trainer.sae, few, everyone, seeded()).tolist() == [0, 1]
 
 
 def test_an_optimizer_that_keeps_nothing_has_nothing_to_forget():
-    trainer, _ = trained("standard", optimizer="sgd")
-    forget(trainer.sae, torch.tensor([1]), trainer.optimizer)
+    trainer, batch = trained("standard", optimizer="sgd")
+    trainer.silent_tokens[DEAD] = trainer.dead_after_tokens
+    assert trainer.resample(batch).tolist() == [1, 4]
 
 
 def resampled_after(architecture, **settings):

@@ -152,7 +152,7 @@ class SAE(nn.Module, ABC):
         Args:
             acts: `[..., d_in]`; a skip transcoder adds their image.
         """
-        return self._with_bias(latents @ self.W_dec, acts)
+        return self._with_skip(latents @ self.W_dec + self.b_dec, acts)
 
     def forward(self, acts: Tensor) -> Tensor:
         latents, support = self.codes(acts.reshape(-1, self.d_in))
@@ -183,14 +183,18 @@ class SAE(nn.Module, ABC):
         if self.unit_norm and not self.transcodes:
             grad = self.W_dec.grad
             assert grad is not None
-            along = torch.linalg.vecdot(grad, self.W_dec)
-            grad.addcmul_(along[:, None], self.W_dec, value=-1)
+            along = torch.bmm(grad[:, None], self.W_dec[..., None])[:, 0]  # row by row
+            grad.addcmul_(along, self.W_dec, value=-1)
 
     @torch.no_grad()
     def constrain(self) -> None:
         """Bring the parameters back to where they have to be after a step."""
         if self.unit_norm and not self.transcodes:
             self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+    def per_latent(self) -> list[str]:
+        """The parameters that have something for each latent, by name."""
+        return [name for name, _ in self.named_parameters() if name not in ("b_dec", "W_skip")]
 
     # -- storing one --------------------------------------------------------------------------
 
@@ -235,10 +239,10 @@ class SAE(nn.Module, ABC):
         return sparse.encode(x, self.W_enc, self.b_enc, self.centre, rule)
 
     def _decoded(self, latents: Tensor, support: Support, x: Tensor) -> Tensor:
-        return self._with_bias(sparse.decode(latents, support, self.W_dec), x)
+        return self._with_skip(sparse.decode(latents, support, self.W_dec, self.b_dec), x)
 
-    def _with_bias(self, product: Tensor, x: Tensor | None) -> Tensor:
+    def _with_skip(self, recon: Tensor, x: Tensor | None) -> Tensor:
         if self.W_skip is None:
-            return product + self.b_dec
+            return recon
         assert x is not None, "a skip transcoder's reconstruction needs its input"
-        return product + self.b_dec + x @ self.W_skip.t()
+        return recon + x @ self.W_skip.t()

@@ -55,7 +55,8 @@ class GatedSAE(L1SAE):
         latents = self._latents(gates, support)
         recon = self._decoded(latents, support, batch.x)
         open_gates = gates.relu()
-        from_gates = sparse.decode(open_gates, support, self.W_dec.detach()) + self.b_dec.detach()
+        decoder = self.W_dec.detach(), self.b_dec.detach()
+        from_gates = sparse.decode(open_gates, support, *decoder)
         sparsity = self.l1_penalty(open_gates, support, sparsity_warmup)
         auxiliary = mse_loss(from_gates, batch.y)
         return StepLoss(

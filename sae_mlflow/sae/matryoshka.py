@@ -85,7 +85,7 @@ class _PrefixLoss(torch.autograd.Function):
         support: Support,
         prefixes: tuple[int, ...],
     ) -> tuple[Tensor, Tensor]:
-        recon = sparse.decode(latents, support, W_dec) + b_dec
+        recon = sparse.decode(latents, support, W_dec, b_dec)
         error = y - recon
         grad_latents, grad_W_dec = torch.zeros_like(latents), torch.zeros_like(W_dec)
         loss, pull = error.new_zeros(()), torch.zeros_like(error)

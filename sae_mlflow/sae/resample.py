@@ -1,10 +1,8 @@
 """Dead latents get new directions from what is reconstructed worst: Bricken et al. 2023, Towards
 Monosemanticity, appendix on neuron resampling."""
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sae_mlflow.sae.base import SAE, Batch
 
@@ -17,10 +15,9 @@ def resample(
     sae: SAE,
     batch: Batch,
     dead: Tensor,
-    optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> Tensor:
-    """Start dead latents anew, each from a token of its own, and forget what the optimizer knew.
+    """Start dead latents anew, each from a token of its own.
 
     Tokens are drawn with probabilities in proportion to their squared loss. The latent's decoder
     row becomes the token's direction at length 1, its encoder row the direction of what is read, at
@@ -48,7 +45,6 @@ def resample(
     sae.W_enc.t()[latents] = ENCODER_LENGTH * length * unit(read[tokens])
     sae.W_dec[latents] = unit(written[tokens])
     sae.start(batch.x, latents)
-    forget(sae, latents, optimizer)
     return latents
 
 
@@ -64,23 +60,6 @@ def draw_tokens(recon: Tensor, y: Tensor, n: int, generator: torch.Generator) ->
     if not n:
         return torch.empty(0, dtype=torch.int64, device=y.device)
     return torch.multinomial(weights, n, generator=generator).to(y.device)
-
-
-def forget(sae: SAE, latents: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Zero what the optimizer keeps (Adam: both moments) of some latents' parameters."""
-    for parameter, by_latent in _latent_parameters(sae):
-        for kept in optimizer.state[parameter].values():
-            if isinstance(kept, Tensor) and kept.shape == parameter.shape:
-                (kept.t() if by_latent == 1 else kept)[latents] = 0.0
-
-
-def _latent_parameters(sae: SAE) -> Iterator[tuple[nn.Parameter, int]]:
-    """Every parameter that has something for each latent, and the dimension that counts latents."""
-    for name, parameter in sae.named_parameters():
-        if name == "W_enc":
-            yield parameter, 1
-        elif name not in ("b_dec", "W_skip"):
-            yield parameter, 0
 
 
 def unit(rows: Tensor) -> Tensor:

@@ -53,12 +53,12 @@ def encode(
     return _Kept.apply(values, centred, x, W_enc, b_enc, centre, support), support
 
 
-def decode(latents: Tensor, support: Support, W_dec: Tensor) -> Tensor:
-    """`z W_dec` `[batch, d_out]` for latents z over a support."""
+def decode(latents: Tensor, support: Support, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
+    """`z W_dec + b_dec` `[batch, d_out]` for latents z over a support."""
     if isinstance(support, SparseSupport):
         product: Tensor = _Decode.apply(latents, W_dec, support)
-        return product
-    return latents @ W_dec
+        return product if b_dec is None else product.add_(b_dec)
+    return latents @ W_dec if b_dec is None else latents @ W_dec + b_dec
 
 
 def _chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]:

@@ -123,7 +123,7 @@ class SparseSupport(Support):
 
     def transposed_times(self, values: Tensor, dense: Tensor) -> Tensor:
         starts, tokens, places = self.by_latent
-        return kernels.weighted_rows(values[places], tokens, starts, dense)
+        return kernels.weighted_rows(values.index_select(0, places), tokens, starts, dense)
 
     def sampled(self, dense: Tensor, rows: Tensor) -> Tensor:
         if self.d_sae <= self.n_tokens:
@@ -158,13 +158,13 @@ class TiledSupport(SparseSupport):
     def times(self, values: Tensor, rows: Tensor) -> Tensor:
         if not kernels.compiled(rows):
             return super().times(values, rows)
-        in_tiles = values.to(rows.dtype)[self.tiles.places]
+        in_tiles = values.to(rows.dtype).index_select(0, self.tiles.places)
         return tiles.times(in_tiles, self.tiles, rows, self.n_tokens)
 
     def transposed_times(self, values: Tensor, dense: Tensor) -> Tensor:
         if not kernels.compiled(dense):
             return super().transposed_times(values, dense)
-        in_tiles = values.to(dense.dtype)[self.tiles.places]
+        in_tiles = values.to(dense.dtype).index_select(0, self.tiles.places)
         return tiles.transposed_times(in_tiles, self.tiles, dense)
 
     def sampled(self, dense: Tensor, rows: Tensor) -> Tensor:
