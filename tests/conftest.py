@@ -1,11 +1,15 @@
 """What several tests need: a tiny language model made on the spot, a text, and caches."""
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a test file a process: more threads would only wait
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 WORDS = [f"word{i}" for i in range(200)]
 SPECIAL = ["<|endoftext|>", "<unk>"]
