@@ -1,7 +1,8 @@
 """Wall time of the main job (`configs/sae_balanced.yaml`) by stage, in seconds.
 
 Runs `sae-mlflow train` in a process of its own, in a temporary folder with a store of its own, and
-reads the stages from the parent run. `imports` and `store` (a new SQLite store's tables) are
+reads the stages from the parent run. `live_share` is what the live pictures take of the time in
+which a layer trains. `imports` and `store` (a new SQLite store's tables) are
 reported apart: they are paid once, whatever is trained.
 
     python benchmarks/main_job.py                  # model and activations as the cache has them
@@ -50,6 +51,9 @@ def measure(folder: Path, config: str, overrides: str, cold: bool) -> dict[str, 
         "stages": {name: round(seconds, 2) for name, seconds in stages.items()},
         "apart": {name: round(seconds, 2) for name, seconds in own.items()},
         "log_and_plot_share": round(logging_and_plotting / wall, 4),
+        "live_share": round(
+            stages.get("live", 0.0) / (stages["train"] + stages.get("live", 0.0)), 4
+        ),
     }
 
 

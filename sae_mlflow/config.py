@@ -206,6 +206,9 @@ class TrainSettings(_Section):
     """Number format of the large products; `bfloat16` (autocast) is for GPUs."""
     gradient_clip: float = Field(1.0, gt=0)
     """Largest norm of the whole gradient."""
+    log_every_tokens: int = Field(1_000_000, gt=0)
+    """Longer epochs log within the epoch as well: the training's metrics over the last so many
+    tokens, as `within_epoch/total_loss` ..., whose steps are training tokens."""
     dead_after_tokens: int | None = Field(None, gt=0)
     """A latent that hasn't fired for this many tokens is dead; unset means half an epoch, at most
     10,000,000."""
@@ -216,6 +219,11 @@ class PlotSettings(_Section):
 
     after_training: bool = True
     """Draw and log them when a layer, and when all layers, have trained."""
+    live: bool = True
+    """While a layer trains, draw its history again at an epoch's end, and keep each drawing for the
+    image slider in the MLflow UI."""
+    live_seconds: float = Field(30.0, gt=0)
+    """At least this long after the last time."""
 
 
 class EvaluateSettings(_Section):

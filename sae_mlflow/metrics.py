@@ -53,6 +53,22 @@ class Tally:
         wide = value.detach().cpu().double() if value.is_mps else value.detach().double()
         self._sums[name] = self._sums[name] + wide if name in self._sums else wide
 
+    def copy(self) -> "Tally":
+        """The sums as they are now."""
+        copied = Tally()
+        copied.tokens, copied._sums, copied._fired = self.tokens, dict(self._sums), self._fired
+        return copied
+
+    def since(self, earlier: "Tally") -> "Tally":
+        """What was added after `earlier = tally.copy()`; which latents fired isn't known of it."""
+        added = Tally()
+        added.tokens = self.tokens - earlier.tokens
+        added._sums = {
+            name: total - earlier._sums.get(name, torch.zeros_like(total))
+            for name, total in self._sums.items()
+        }
+        return added
+
     def mean(self, name: str) -> float:
         return self._sums[name].item() / self.tokens
 

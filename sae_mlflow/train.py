@@ -48,6 +48,16 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class WithinEpochRecord:
+    """What the last `log_every_tokens` tokens of a long epoch came to."""
+
+    tokens: int
+    """Training tokens since the training began."""
+    metrics: dict[str, float]
+    """The training's own; what is held out is measured at an epoch's end."""
+
+
+@dataclass(frozen=True)
 class EpochRecord:
     """What one epoch came to; `metrics` under the names that stand in the store."""
 
@@ -66,7 +76,10 @@ def default_learning_rate(d_sae: int) -> float:
     return 1e-3 / (d_sae / 2**14) ** 0.5
 
 
-def train(trainer: "Trainer", acts: Activations, seed: int) -> Iterator[StepRecord | EpochRecord]:
+Record = StepRecord | WithinEpochRecord | EpochRecord
+
+
+def train(trainer: "Trainer", acts: Activations, seed: int) -> Iterator[Record]:
     """Train an SAE, its first weights included; deterministic from `seed` on one machine."""
     trainer.generator.manual_seed(seed)
     trainer.sae.initialise(acts.sample(INITIAL_SAMPLE_TOKENS, trainer.generator), trainer.generator)
@@ -177,9 +190,14 @@ class Trainer:
         narrow = self.settings.precision == "bfloat16"
         return torch.autocast(self.sae.W_dec.device.type, torch.bfloat16, enabled=narrow)
 
-    def epoch(self, epoch: int, acts: Activations) -> Iterator[StepRecord | EpochRecord]:
-        """One pass over the training tokens, a record a step, then one for the epoch."""
+    def epoch(self, epoch: int, acts: Activations) -> Iterator[Record]:
+        """One pass over the training tokens, a record a step, then one for the epoch.
+
+        Where an epoch is longer than `log_every_tokens`, there is one for every so many, too.
+        """
         tally, seconds = Tally(), 0.0
+        logged, logged_seconds = tally.copy(), seconds
+        every = self.settings.log_every_tokens
         started = time.perf_counter()
         for batch in acts.batches(self.settings.batch_tokens, self.generator):
             rate, tokens = self.learning_rate, batch.x.shape[0]
@@ -191,8 +209,17 @@ class Trainer:
             total = loss.total.detach()
             del loss  # as large as the batch, and the next step needs none of it
             yield StepRecord(epoch, tokens, total, self.dead.sum(), tally)
+            if tally.tokens - logged.tokens >= every and self.epoch_tokens > every:
+                metrics = self._metrics(tally.since(logged), rate, seconds - logged_seconds)
+                yield WithinEpochRecord(self.steps_done * self.settings.batch_tokens, metrics)
+                logged, logged_seconds = tally.copy(), seconds
             started = time.perf_counter()  # what the caller does with a record isn't training
-        metrics = {
+        metrics = self._metrics(tally, rate, seconds)
+        yield EpochRecord(epoch, metrics | validate(self.sae, acts, self.settings.batch_tokens))
+
+    def _metrics(self, tally: Tally, rate: float, seconds: float) -> dict[str, float]:
+        """What the tallied tokens came to, under the names that stand in the store."""
+        return {
             "total_loss": tally.mean("total_loss"),
             "reconstruction_loss": tally.reconstruction_loss(),
             "sparsity_loss": tally.mean("sparsity_loss"),
@@ -204,7 +231,6 @@ class Trainer:
             "learning_rate": rate,
             "tokens_per_second": tally.tokens / seconds,
         }
-        yield EpochRecord(epoch, metrics | validate(self.sae, acts, self.settings.batch_tokens))
 
 
 @torch.no_grad()

@@ -45,3 +45,24 @@ def test_the_tally_agrees_with_numpy_on_uneven_batches():
     assert tally.cosine_similarity() == pytest.approx(cosine.mean(), rel=1e-10)
     assert tally.l0_norm() == pytest.approx((latents > 0).sum(1).mean(), rel=1e-10)
     assert tally.never_fired_fraction() == pytest.approx(((latents > 0).sum(0) == 0).mean())
+
+
+def test_what_was_added_since_a_copy_is_what_those_batches_alone_come_to():
+    rng = np.random.default_rng(1)
+    tally, alone = Tally(), Tally()
+    for part in range(3):
+        acts = torch.tensor(rng.normal(size=(7 + part, 4)))
+        recon, l0 = acts + 0.1 * part, torch.tensor(float(part))
+        tally.add(acts, recon, l0)
+        tally.accumulate("total_loss", torch.tensor(float(part)))
+        if part == 0:
+            earlier = tally.copy()
+        else:
+            alone.add(acts, recon, l0)
+            alone.accumulate("total_loss", torch.tensor(float(part)))
+    since = tally.since(earlier)
+    assert since.tokens == 8 + 9
+    for figure in ("fvu", "reconstruction_loss", "cosine_similarity", "l0_norm"):
+        assert getattr(since, figure)() == pytest.approx(getattr(alone, figure)(), rel=1e-12)
+    assert since.mean("total_loss") == pytest.approx(3 / 17)
+    assert earlier.tokens == 7, "a copy stays what it was"

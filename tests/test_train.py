@@ -11,7 +11,14 @@ from sae_mlflow.metrics import fvu
 from sae_mlflow.sae import Batch, Sizes, build_sae
 from sae_mlflow.sae.jumprelu import JumpReLUSAE
 from sae_mlflow.sae.topk import TopKSAE
-from sae_mlflow.train import EpochRecord, StepRecord, Trainer, default_learning_rate, train
+from sae_mlflow.train import (
+    EpochRecord,
+    StepRecord,
+    Trainer,
+    WithinEpochRecord,
+    default_learning_rate,
+    train,
+)
 
 D_IN, D_SAE, K = 8, 32, 3
 
@@ -79,6 +86,28 @@ def test_an_epochs_metrics_are_the_ones_of_the_contract():
     assert metrics["explained_variance"] == 1 - metrics["fvu"]
     assert metrics["sparsity_loss"] == 0.0
     assert 0 < metrics["l0_norm"] <= K
+
+
+def test_parts_of_a_long_epoch_add_up_to_it():
+    """Epochs of 16 batches of 64; every 256 tokens are a part, four of equal size."""
+    _, records, _ = run(epochs=2, log_every_tokens=256)
+    parts = [r for r in records if isinstance(r, WithinEpochRecord)]
+    epochs = [r for r in records if isinstance(r, EpochRecord)]
+    assert [part.tokens for part in parts] == [256 * n for n in range(1, 9)]
+    for epoch, its_parts in zip(epochs, (parts[:4], parts[4:]), strict=True):
+        assert its_parts[0].metrics.keys() == epoch.metrics.keys() - {
+            *("val_reconstruction_loss", "val_fvu", "val_l0_norm", "val_dead_fraction")
+        }
+        for name in ("total_loss", "reconstruction_loss", "l0_norm", "cosine_similarity"):
+            mean = sum(part.metrics[name] for part in its_parts) / 4
+            assert mean == pytest.approx(epoch.metrics[name], rel=1e-9)
+        assert its_parts[-1].metrics["learning_rate"] == epoch.metrics["learning_rate"]
+
+
+def test_an_epoch_that_is_no_longer_than_a_part_has_none():
+    for tokens in (1024, 10_000):
+        _, records, _ = run(epochs=2, log_every_tokens=tokens)
+        assert not any(isinstance(r, WithinEpochRecord) for r in records)
 
 
 def test_the_same_seed_gives_the_same_weights_to_the_bit_and_another_seed_others():

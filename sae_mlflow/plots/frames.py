@@ -21,7 +21,8 @@ and is empty where they don't; runs that share model, layer and setting differ i
 Which = Literal["latest", "all"]
 
 _SETTING_PREFIXES = ("sae.", "train.", "text.", "activations.", "model.")
-_NO_SETTING = {"model.layers", "model.device"}  # about the whole training, and about the machine
+# about the whole training, about the machine, and about what is logged of it
+_NO_SETTING = {"model.layers", "model.device", "train.log_every_tokens"}
 
 
 class HasSettings(Protocol):

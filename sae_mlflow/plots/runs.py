@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,13 +44,18 @@ class _Job:
     """The run that it is logged to; None logs it nowhere."""
     copy: Path | None = None
     """The file that it also becomes."""
+    slider_steps: tuple[int, ...] = ()
+    """Where it stands on the slider of the UI's image panel; nowhere for most pictures."""
 
 
-def draw_layer_run(store: "Store", run_id: str, output_dir: Path | None = None) -> list[str]:
+def draw_layer_run(
+    store: "Store", run_id: str, output_dir: Path | None = None, slider_steps: Sequence[int] = ()
+) -> list[str]:
     """Draw a layer's two pictures from the store and log them to its run.
 
     Args:
         output_dir: also write `{output_dir}/{model}/training_plots/`.
+        slider_steps: where the training history stands on the slider of the UI's image panel.
 
     Returns:
         Their addresses, `runs:/ID/training_plots/...`, and the files' paths; none for what has
@@ -61,7 +66,26 @@ def draw_layer_run(store: "Store", run_id: str, output_dir: Path | None = None) 
     row = store.run(run_id)
     table = frames.run_table(store, [[row]], REQUIRED_KEYS)
     homes, choice = _Homes(store, row.experiment_id), Choice(output_dir=output_dir)
-    return list(_carry_out(store, _layer_jobs(table, [[row]], homes, choice)))
+    history, *others = _layer_jobs(table, [[row]], homes, choice)
+    history = replace(history, slider_steps=tuple(slider_steps))
+    return list(_carry_out(store, [history, *others]))
+
+
+def draw_live(store: "Store", run_id: str, slider_steps: Sequence[int]) -> list[str]:
+    """Draw a layer's training history as far as it has come, also for the UI's image slider.
+
+    Args:
+        slider_steps: where on it.
+
+    Returns:
+        Its address, `runs:/ID/training_plots/...`.
+    """
+    from sae_mlflow.plots import frames
+
+    row = store.run(run_id)
+    table = frames.run_table(store, [[row]], REQUIRED_KEYS)
+    history, *_ = _layer_jobs(table, [[row]], _Homes(store, row.experiment_id), Choice())
+    return list(_carry_out(store, [replace(history, slider_steps=tuple(slider_steps))]))
 
 
 def draw_parent(store: "Store", parent_run_id: str, output_dir: Path | None = None) -> list[str]:
@@ -212,6 +236,8 @@ def _carry_out(
                 for job, picture in zip(group, drawn, strict=False):  # the rest is for the next
                     if job.copy:
                         yield _copy(picture, job.copy)
+                    if home and job.slider_steps:
+                        store.log_image(home, picture, picture.stem, job.slider_steps)
                 if home:
                     yield from _log(store, home, folder)
 

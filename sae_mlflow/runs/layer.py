@@ -14,12 +14,13 @@ from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.runs import outputs
 from sae_mlflow.runs.guards import drawing, recorded
+from sae_mlflow.runs.live import LivePicture
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import SAE, build_sae
 from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.registry import register_run
-from sae_mlflow.train import EpochRecord, StepRecord, Trainer, train
+from sae_mlflow.train import EpochRecord, StepRecord, Trainer, WithinEpochRecord, train
 
 
 def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> Row:
@@ -30,12 +31,15 @@ def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> 
     trainer = Trainer(sae, settings.train, acts.n_train)
     with recorded(_open_layer_run(training, parent, acts)) as run:
         run.log_params(_layer_params(settings, trainer, acts))
-        history = _epochs(training, run, acts, trainer)
+        live = LivePicture(training, run.run_id, label)
+        history = _epochs(training, run, acts, trainer, live)
         with clock.stage("log"), tempfile.TemporaryDirectory() as scratch:
             _log_results(training, run, sae, acts, history, Path(scratch))
         if settings.plots.after_training:
             with clock.stage("plot"), drawing(training.display, label):
-                draw_layer_run(training.store, run.run_id, outputs.output_folder(settings))
+                steps = live.slider_steps(len(history["total_loss"]))
+                copies = outputs.output_folder(settings)
+                draw_layer_run(training.store, run.run_id, copies, steps)
     if settings.output.dir:
         outputs.write_layer(settings, sae, acts, history)
     weight_bytes = sum(p.numel() * p.element_size() for p in sae.parameters())
@@ -95,7 +99,11 @@ def _layer_params(
 
 
 def _epochs(
-    training: Training, run: OpenRun, acts: LayerActivations, trainer: Trainer
+    training: Training,
+    run: OpenRun,
+    acts: LayerActivations,
+    trainer: Trainer,
+    live: LivePicture,
 ) -> dict[str, list[float]]:
     """Train, with every epoch in the store as soon as it ends; returns the whole history."""
     settings, history = training.settings, dict[str, list[float]]()
@@ -109,12 +117,16 @@ def _epochs(
             match record:
                 case StepRecord():
                     shown.step(record)
+                case WithinEpochRecord():
+                    with training.clock.stage("log"):
+                        run.log_within_epoch(record.tokens, record.metrics)
                 case EpochRecord():
                     for key, value in record.metrics.items():
                         history.setdefault(key, []).append(value)
                     with training.clock.stage("log"):
                         run.log_epoch(record.epoch, record.metrics | _best(history))
                     shown.epoch(record)
+                    live.epoch(record.epoch)
                 case None:
                     return history
 

@@ -15,6 +15,9 @@ EVALUATION_FOLDER = "evaluation"
 CONFIG_FILE = "config.yaml"
 """Of a parent: all settings of its training."""
 
+WITHIN_EPOCH = "within_epoch"
+"""Metrics below it are of a part of an epoch, and their steps are training tokens."""
+
 DIGEST_LENGTH = 16
 """Characters of a data set's digest that are kept."""
 

@@ -18,6 +18,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import mlflow_tags
 from mlflow.utils.uri import is_models_uri
+from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
 from sae_mlflow.errors import UserError, known
@@ -161,6 +162,12 @@ class Store:
                 "location can be written from here, or draw with --no-log --output-dir DIR."
             ) from None
         return [f"runs:/{run_id}/{PLOTS_FOLDER}/{file.name}" for file in sorted(folder.iterdir())]
+
+    def log_image(self, run_id: str, file: Path, key: str, steps: Sequence[int]) -> None:
+        """Show a picture in the UI's image panel, on whose slider it stands at these steps."""
+        with Image.open(file) as image:
+            for step in steps:
+                self._client.log_image(run_id, image, key=key, step=step, synchronous=True)
 
     # -- queries ----------------------------------------------------------------------------
 
