@@ -8,10 +8,12 @@ from sae_mlflow.commands.plot import plot_command
 from sae_mlflow.commands.registry import promote_command, register_command
 from sae_mlflow.commands.settings import settings_command
 from sae_mlflow.commands.train import train_command
+from sae_mlflow.commands.watch import watch_command
 
 app = make_app(help="Sparse autoencoders on language-model activations, kept as MLflow runs.")
 app.command("train")(train_command)
 app.command("plot")(plot_command)
+app.command("watch")(watch_command)
 app.command("evaluate")(evaluate_command)
 app.command("export")(export_command)
 app.command("register")(register_command)

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """Bad input. The command line prints its text alone, without a traceback, and exits with 2."""
 
 
+class OutOfReach(UserError):
+    """A tracking store that doesn't answer now; it may do so later."""
+
+
 def known(names: Iterable[str], limit: int = 12) -> str:
     """The names there are, for the end of an error message: `a, b, c (and 9 more)`."""
     names = list(names)

@@ -50,13 +50,13 @@ def finished_rows(store: "Store", experiment: str, experiment_id: str) -> list["
     unfinished = store.layer_runs(experiment_id, finished=False)
     if not unfinished:
         raise UserError(
-            f"Experiment {experiment!r} in {store.uri} has no SAE runs. Train some with "
+            f"Experiment {experiment!r} in {store.shown_uri} has no SAE runs. Train some with "
             f"sae-mlflow train --experiment-name {experiment!r}, or name another experiment."
         )
     states = sorted(f"{row.name} is {row.status}" for row in unfinished)
     raise UserError(
-        f"Experiment {experiment!r} in {store.uri} has no finished SAE run: {known(states, 4)}. "
-        "Wait for one to finish, or train again."
+        f"Experiment {experiment!r} in {store.shown_uri} has no finished SAE run: "
+        f"{known(states, 4)}. Wait for one to finish, or train again."
     )
 
 

@@ -7,15 +7,16 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from sae_mlflow.errors import UserError
+from sae_mlflow.errors import OutOfReach
 
 _PROBE_SECONDS = 5.0
+_QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 _SQLITE_HEADER = b"SQLite format 3\0"
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def check_reachable(uri: str) -> None:
-    """Raise a UserError where nothing can answer at a tracking URI.
+    """Raise OutOfReach where nothing can answer at a tracking URI.
 
     An HTTP store is asked for its health, a database server for a connection, and a SQLite file
     for a folder that it can be written in. Other kinds (Databricks, plug-ins) are left to MLflow.
@@ -28,6 +29,15 @@ def check_reachable(uri: str) -> None:
         _check_sqlite(uri)
     elif scheme in _DATABASE_PORTS:
         _check_port(uri, parts.hostname or "localhost", parts.port or _DATABASE_PORTS[scheme])
+
+
+def answer_quickly() -> None:
+    """Have MLflow's client in this process give up after a second try, not after minutes.
+
+    For what only reads, and asks again anyway.
+    """
+    for name, value in _QUICK.items():
+        os.environ.setdefault(name, value)
 
 
 def hide_password(uri: str) -> str:
@@ -75,8 +85,8 @@ def _head(file: Path) -> bytes:
         return stream.read(len(_SQLITE_HEADER))
 
 
-def _unreachable(uri: str, reason: object, fix: str) -> UserError:
-    return UserError(
+def _unreachable(uri: str, reason: object, fix: str) -> OutOfReach:
+    return OutOfReach(
         f"The tracking store {hide_password(uri)} can't be reached: {reason}. {fix} "
         "(It comes from --tracking-uri or MLFLOW_TRACKING_URI.)"
     )

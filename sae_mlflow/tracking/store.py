@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -21,9 +22,9 @@ from mlflow.utils.uri import is_models_uri
 from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
-from sae_mlflow.errors import UserError, known
+from sae_mlflow.errors import OutOfReach, UserError, known
 from sae_mlflow.naming import PLOTS_FOLDER, ui_page
-from sae_mlflow.tracking.contents import ROLE_COMPARISON, ROLE_LAYER, RunRow
+from sae_mlflow.tracking.contents import ROLE_COMPARISON, ROLE_LAYER, ROLE_SWEEP, RunRow
 from sae_mlflow.tracking.models import Models
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.reach import check_reachable, hide_password
@@ -50,11 +51,33 @@ class Store:
         except (MlflowException, SQLAlchemyError, CommandError) as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(
-                f"The tracking store {hide_password(self.uri)} can't be opened: {first}"
+                f"The tracking store {self.shown_uri} can't be opened: {first}"
             ) from None
         self.models = Models(self._client)
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """For a reader that asks again: what goes wrong within is an OutOfReach.
+
+        A run that has gone is none: its error is MLflow's own.
+        """
+        check_reachable(self.uri)
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError) as error:
+            if getattr(error, "error_code", "") == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise
+            first = str(error).strip().splitlines()[0]
+            raise OutOfReach(
+                f"The tracking store {self.shown_uri} doesn't answer: {first}"
+            ) from None
+
     # -- where things are -------------------------------------------------------------------
+
+    @property
+    def shown_uri(self) -> str:
+        """Its address without a password."""
+        return hide_password(self.uri)
 
     def address(self, experiment_id: str, run_id: str | None = None) -> str:
         """The page of a run, or of an experiment's runs, in the MLflow UI."""
@@ -63,7 +86,7 @@ class Store:
 
     def next_steps(self, experiment: str, experiment_id: str) -> list[str]:
         """Where the runs are, and the two commands that open them."""
-        shown = hide_password(self.uri)
+        shown = self.shown_uri
         is_default = self.uri == mlflow.get_tracking_uri()
         if self.uri.startswith("http"):
             ui = f"open {self.address(experiment_id)}"
@@ -88,8 +111,9 @@ class Store:
             )
         except (MlflowException, OSError) as error:
             reason = " ".join(str(error).split())
-            where = hide_password(self.uri)
-            raise UserError(f"{artifact_uri} can't be read from {where}: {reason}") from None
+            raise UserError(
+                f"{artifact_uri} can't be read from {self.shown_uri}: {reason}"
+            ) from None
         return Path(found)
 
     # -- writing ----------------------------------------------------------------------------
@@ -106,7 +130,7 @@ class Store:
                     raise
         if found.lifecycle_stage == "deleted":
             raise UserError(
-                f"Experiment {name!r} was deleted in {self.uri}. Choose another with "
+                f"Experiment {name!r} was deleted in {self.shown_uri}. Choose another with "
                 f"--experiment-name, or run: mlflow experiments restore -x {found.experiment_id}"
             )
         return found.experiment_id
@@ -181,7 +205,7 @@ class Store:
         if found is None or found.lifecycle_stage == "deleted":
             names = sorted(e.name for e in self._client.search_experiments())
             raise UserError(
-                f"No experiment {name!r} in {self.uri}. There are: {known(names)}. "
+                f"No experiment {name!r} in {self.shown_uri}. There are: {known(names)}. "
                 "Name one of them, or point --tracking-uri at the right store."
             )
         return found.experiment_id
@@ -195,6 +219,13 @@ class Store:
             where += " and attributes.status = 'FINISHED'"
         if parent_id:
             where += f" and tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{parent_id}'"
+        return list(self._search(experiment_id, where))
+
+    def parent_runs(self, experiment_id: str, running: bool) -> list[RunRow]:
+        """The trainings of an experiment, newest first; those under way, or all of them."""
+        where = f"tags.`sae.role` = '{ROLE_SWEEP}'"
+        if running:
+            where += " and attributes.status = 'RUNNING'"
         return list(self._search(experiment_id, where))
 
     def run(self, run_id: str) -> RunRow:
@@ -212,7 +243,7 @@ class Store:
             run = None
         if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
             raise UserError(
-                f"No run {run_id!r} in {hide_password(self.uri)}. Give the whole id, as the run's "
+                f"No run {run_id!r} in {self.shown_uri}. Give the whole id, as the run's "
                 "page shows it, or point --tracking-uri at the right store."
             )
         return _row(run)
@@ -229,6 +260,13 @@ class Store:
             entries = self._client.get_metric_history(run_id, key)
             entries.sort(key=lambda entry: (entry.step, entry.timestamp))
             yield from ((key, s, v) for s, v in {e.step: e.value for e in entries}.items())
+
+    def timed_history(self, run_id: str, metric: str) -> list[tuple[float, int]]:
+        """A metric's values by epoch, each with when it was logged, in milliseconds since 1970."""
+        entries = self._client.get_metric_history(run_id, metric)
+        entries.sort(key=lambda entry: (entry.step, entry.timestamp))
+        last = {entry.step: (entry.value, entry.timestamp) for entry in entries}
+        return list(last.values())
 
     def _search(self, experiment_id: str, where: str) -> Iterator[RunRow]:
         token = None

@@ -1,0 +1,191 @@
+"""Where trainings stand, read from the store."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sae_mlflow import naming
+from sae_mlflow.errors import UserError
+from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP
+
+if TYPE_CHECKING:  # at run time it would import mlflow
+    from sae_mlflow.tracking.contents import RunRow
+    from sae_mlflow.tracking.store import Store
+
+WAITING, RUNNING = "WAITING", "RUNNING"
+FIGURES = ("total_loss", "val_fvu", "l0_norm", "dead_fraction")
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One layer of a training."""
+
+    layer: str
+    status: str
+    """MLflow's (`RUNNING`, `FINISHED`, `FAILED`, `KILLED`), or `WAITING` for its turn."""
+    epochs: int
+    """That it will have had in the end; 0 where the store doesn't say."""
+    losses: tuple[float, ...] = ()
+    """`total_loss` of each epoch so far."""
+    figures: Mapping[str, float] | None = None
+    """The last values of `FIGURES`."""
+    health: str = ""
+    seconds: float = 0.0
+    """From its start to its last epoch's end."""
+    seconds_left: float | None = None
+    """As the epochs so far suggest; None before the first."""
+    run_id: str = ""
+
+    @property
+    def epoch(self) -> int:
+        return len(self.losses)
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """A parent run and its layers, in their order."""
+
+    run_id: str
+    experiment_id: str
+    model: str
+    status: str
+    layers: tuple[LayerState, ...]
+
+    @property
+    def is_running(self) -> bool:
+        return self.status == RUNNING
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of all layers; those that wait count as much as the others take on average."""
+        if not self.is_running:
+            return 0.0
+        known = [layer for layer in self.layers if layer.seconds_left is not None]
+        if not known:
+            return None
+        whole = [layer.seconds + (layer.seconds_left or 0.0) for layer in known]
+        mean = sum(whole) / len(whole)
+        lefts = (x.seconds_left for x in self.layers if x.status in (WAITING, RUNNING))
+        return sum(mean if left is None else left for left in lefts)
+
+
+class Watch:
+    """The trainings of an experiment that run, and what has become of those that did."""
+
+    def __init__(self, store: "Store", experiment: str | None, run_id: str | None = None) -> None:
+        """
+        Args:
+            run_id: watch this training alone: its parent, or one of its layers.
+
+        Raises:
+            UserError: there is no such experiment or run, or it isn't an SAE training.
+        """
+        self._store = store
+        self._only_layer = ""
+        self._ended: dict[str, LayerState] = {}
+        if run_id is None:
+            assert experiment is not None
+            self._experiment_id: str | None = store.find_experiment(experiment)
+            self._parents = self._first_parents(experiment)
+        else:
+            self._experiment_id = None
+            self._parents = [self._parent_of(store.find_run(run_id))]
+
+    def look(self) -> list[TrainingState]:
+        """Where each watched training stands now; those that began meanwhile are among them.
+
+        Raises:
+            OutOfReach: the store doesn't answer.
+        """
+        with self._store.reading():
+            if self._experiment_id is not None:
+                running = [row.run_id for row in self._store.parent_runs(self._experiment_id, True)]
+                self._parents = list(dict.fromkeys([*self._parents, *reversed(running)]))
+            there = [run_id for run_id in self._parents if self._store.is_there(run_id)]
+            return [self._training(self._store.run(run_id)) for run_id in there]
+
+    def _first_parents(self, experiment: str) -> list[str]:
+        """Those that run; where none does, the newest."""
+        assert self._experiment_id is not None
+        running = self._store.parent_runs(self._experiment_id, True)
+        shown = running or self._store.parent_runs(self._experiment_id, False)[:1]
+        if not shown:
+            raise UserError(
+                f"Experiment {experiment!r} in {self._store.shown_uri} has no SAE training to "
+                f"watch. Start one with sae-mlflow train --experiment-name {experiment!r}."
+            )
+        return [row.run_id for row in reversed(shown)]
+
+    def _parent_of(self, row: "RunRow") -> str:
+        role = row.tags.get("sae.role")
+        if role == ROLE_SWEEP:
+            return row.run_id
+        if role == ROLE_LAYER and row.parent_id:
+            self._only_layer = row.run_id
+            return row.parent_id
+        raise UserError(
+            f"Run {row.run_id} is not an SAE training. Give the run of a training or of a layer."
+        )
+
+    def _training(self, parent: "RunRow") -> TrainingState:
+        rows = self._store.layer_runs(parent.experiment_id, parent_id=parent.run_id, finished=False)
+        if self._only_layer:
+            rows = [row for row in rows if row.run_id == self._only_layer]
+        layers = [self._layer(row) for row in rows]
+        if parent.status == RUNNING and not self._only_layer:
+            there = {layer.layer for layer in layers}
+            epochs = _whole(parent.params.get("train.epochs"))
+            layers += [
+                LayerState(label, WAITING, epochs)
+                for label in planned_layers(parent.params)
+                if label not in there
+            ]
+        layers.sort(key=lambda layer: naming.layer_order(layer.layer))
+        status = layers[0].status if self._only_layer and layers else parent.status
+        return TrainingState(
+            parent.run_id, parent.experiment_id, parent.model, status, tuple(layers)
+        )
+
+    def _layer(self, row: "RunRow") -> LayerState:
+        if row.run_id in self._ended:
+            return self._ended[row.run_id]
+        epochs = _whole(row.params.get("train.epochs"))
+        timed = self._store.timed_history(row.run_id, "total_loss")
+        ends = [milliseconds / 1000 for _, milliseconds in timed]
+        started = row.start_time / 1000
+        state = LayerState(
+            layer=row.layer,
+            status=row.status,
+            epochs=epochs,
+            losses=tuple(value for value, _ in timed),
+            figures={name: row.metrics[name] for name in FIGURES if name in row.metrics},
+            health=row.tags.get("sae.health", ""),
+            seconds=ends[-1] - started if ends else 0.0,
+            seconds_left=_seconds_left(row.status, started, ends, epochs),
+            run_id=row.run_id,
+        )
+        if row.status != RUNNING:
+            self._ended[row.run_id] = state  # nothing more will come
+        return state
+
+
+def planned_layers(params: Mapping[str, str]) -> list[str]:
+    """The labels of the layers that a parent's params name; a crosscoder's is one."""
+    layers = [part for part in params.get("model.layers", "").split(",") if part]
+    if layers and params.get("sae.architecture") == "crosscoder":
+        return [naming.joint_label(layers)]
+    return [naming.layer_label(layer) for layer in layers]
+
+
+def _seconds_left(status: str, started: float, ends: Sequence[float], epochs: int) -> float | None:
+    if status != RUNNING:
+        return 0.0
+    if not ends or not epochs:
+        return None
+    an_epoch = (ends[-1] - started) / len(ends)
+    return max(an_epoch * (epochs - len(ends)) - max(time.time() - ends[-1], 0.0), 0.0)
+
+
+def _whole(text: str | None) -> int:
+    return int(text) if text and text.isdecimal() else 0

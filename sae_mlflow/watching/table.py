@@ -1,0 +1,145 @@
+"""Where trainings stand, for a terminal: a table of layers, or lines of what has changed."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sae_mlflow.history import STORED_INFINITY
+from sae_mlflow.watching.state import RUNNING, WAITING, LayerState, TrainingState
+
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDTH, _NARROW_WIDTH = 16, 8  # of a sparkline, in characters
+_WIDE = 100  # columns of a terminal that leave room for the wide one
+_COLOURS = {"FINISHED": "green", "FAILED": "red", "KILLED": "red", RUNNING: "cyan", WAITING: "dim"}
+_HEALTH_COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
+
+
+def tables(
+    trainings: Sequence[TrainingState], addresses: Sequence[str], note: str = "", width: int = 80
+) -> Group:
+    """All trainings, each under the address of its run; a note stands below them.
+
+    Args:
+        width: of the terminal, in characters.
+    """
+    curve = _WIDTH if width >= _WIDE else _NARROW_WIDTH
+    parts: list[RenderableType] = []
+    for training, address in zip(trainings, addresses, strict=True):
+        parts += [
+            _title(training),
+            Text(address, style="dim", overflow="fold"),
+            _table(training, curve),
+        ]
+    return Group(*parts, *([Text(note, style="yellow")] if note else []))
+
+
+def news(before: Sequence[TrainingState], now: Sequence[TrainingState]) -> Iterator[str]:
+    """A line for each layer that had another epoch or another status since."""
+    known = {(t.run_id, x.layer): (x.status, x.epoch) for t in before for x in t.layers}
+    for training in now:
+        for layer in training.layers:
+            if layer.status == WAITING:
+                continue
+            if known.get((training.run_id, layer.layer)) != (layer.status, layer.epoch):
+                facts = (f"{name} {text}" if name else text for name, text in _facts(layer))
+                yield plain("  ".join(facts))
+
+
+def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
+    """A curve in one line of text, from its lowest value to its highest; `x` is not a number.
+
+    More values than there is width for are averaged in groups of as equal a size as can be.
+    """
+    n = min(len(values), width)
+    means = [_mean(values[len(values) * i // n : len(values) * (i + 1) // n]) for i in range(n)]
+    finite = [value for value in means if math.isfinite(value)]
+    low = min(finite, default=0.0)
+    span = max(finite, default=0.0) - low
+    return "".join(_bar((value - low) / span if span else 0.0 * value) for value in means)
+
+
+def duration(seconds: float | None) -> str:
+    """`45 s`, `3 min`, `2 h 05 min`."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def plain(text: str) -> str:
+    """Text out of a store that others may write to: no control characters reach the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _title(training: TrainingState) -> Text:
+    done = sum(layer.status not in (WAITING, RUNNING) for layer in training.layers)
+    parts = [plain(training.model) or training.run_id, training.status.lower()]
+    parts.append(f"{done} of {len(training.layers)} layers done")
+    if training.is_running and training.seconds_left is not None:
+        parts.append(f"about {duration(training.seconds_left)} left")
+    return Text(" · ".join(parts), style="bold")
+
+
+def _table(training: TrainingState, curve: int) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold underline")
+    for name in ("layer", "state", "epoch", "loss", "", "val FVU", "L0", "dead", "health", "left"):
+        left = name in ("layer", "state", "", "health")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for layer in training.layers:
+        figures = layer.figures or {}
+        table.add_row(
+            Text(plain(layer.layer)),
+            Text(layer.status.lower(), style=_COLOURS.get(layer.status, "")),
+            _epoch(layer),
+            _number(figures.get("total_loss"), ".4f"),
+            Text(sparkline(layer.losses, curve)),
+            _number(figures.get("val_fvu"), ".4f"),
+            _number(figures.get("l0_norm"), ".1f"),
+            _number(figures.get("dead_fraction"), ".1%"),
+            Text(plain(layer.health), style=_HEALTH_COLOURS.get(layer.health, "")),
+            duration(layer.seconds_left) if layer.status == RUNNING else "",
+        )
+    return table
+
+
+def _facts(layer: LayerState) -> list[tuple[str, str]]:
+    figures = layer.figures or {}
+    facts = [("", layer.layer), ("", layer.status.lower()), ("epoch", _epoch(layer))]
+    facts += [
+        ("loss", _number(figures.get("total_loss"), ".4f")),
+        ("held-out FVU", _number(figures.get("val_fvu"), ".4f")),
+        ("L0", _number(figures.get("l0_norm"), ".1f")),
+        ("dead", _number(figures.get("dead_fraction"), ".1%")),
+        ("health", layer.health),
+        ("time left", duration(layer.seconds_left) if layer.status == RUNNING else ""),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def _epoch(layer: LayerState) -> str:
+    if layer.status == WAITING:
+        return ""
+    return f"{layer.epoch}/{layer.epochs}" if layer.epochs else str(layer.epoch)
+
+
+def _number(value: float | None, form: str) -> str:
+    if value is None:
+        return ""
+    if math.isnan(value):
+        return "NaN"
+    return format(value, form) if abs(value) < STORED_INFINITY else "infinity"
+
+
+def _bar(height: float) -> str:
+    """Of a height from 0 to 1."""
+    return _BARS[round(height * (len(_BARS) - 1))] if math.isfinite(height) else "x"
+
+
+def _mean(values: Sequence[float]) -> float:
+    held = [value if abs(value) < STORED_INFINITY else math.nan for value in values]
+    return sum(held) / len(held)
