@@ -4,6 +4,7 @@ from sae_mlflow.commands import cache
 from sae_mlflow.commands.cli import make_app, run_cli
 from sae_mlflow.commands.evaluate import evaluate_command
 from sae_mlflow.commands.export import export_command
+from sae_mlflow.commands.export_tensorboard import export_tensorboard_command
 from sae_mlflow.commands.plot import plot_command
 from sae_mlflow.commands.registry import promote_command, register_command
 from sae_mlflow.commands.settings import settings_command
@@ -16,6 +17,7 @@ app.command("plot")(plot_command)
 app.command("watch")(watch_command)
 app.command("evaluate")(evaluate_command)
 app.command("export")(export_command)
+app.command("export-tensorboard")(export_tensorboard_command)
 app.command("register")(register_command)
 app.command("promote")(promote_command)
 app.command("settings")(settings_command)

@@ -43,6 +43,22 @@ def _layer_list(value: object) -> object:
     return tuple(layers)
 
 
+def _names(value: object) -> object:
+    """`"mlflow,tensorboard"` as a list."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+def _with_mlflow(trackers: tuple[str, ...]) -> tuple[str, ...]:
+    if "mlflow" not in trackers:
+        raise ValueError("mlflow has to be among them: plots and commands read its store")
+    return trackers
+
+
+Trackers = Annotated[
+    tuple[Literal["mlflow", "tensorboard"], ...],
+    BeforeValidator(_names),
+    AfterValidator(_with_mlflow),
+]
 Layer = Annotated[int, Field(ge=0, strict=True)] | Annotated[str, Field(min_length=1, strict=True)]
 
 
@@ -241,6 +257,8 @@ class OutputSettings(_Section):
     dir: str | None = None
     """Folder that gets `{model}/{layer}_training_history.json`, `{layer}_sae/` and
     `training_plots/`; unset writes none."""
+    tensorboard_dir: str = Field("tensorboard", min_length=1)
+    """Folder of TensorBoard's event files, where `trackers` asks for them."""
     pt: bool = False
     """Also write `{layer}_sae.pt`: config and state dict in one file, for `torch.load`."""
 
@@ -252,6 +270,9 @@ class Settings(_Section):
     """MLflow experiment that the runs go to; `--experiment-name` wins over it."""
     seed: int = Field(0, ge=0)
     """Seed of the SAE's first weights and of the order of batches."""
+    trackers: Trackers = ("mlflow",)
+    """Who takes the metrics; `tensorboard` writes event files as well, in
+    `output.tensorboard_dir`."""
     register_model: bool = Field(False, alias="register")  # `register` is a method of every class
     """Register each layer's SAE in MLflow's model registry, as `{model}-{layer}`."""
     model: ModelSettings = ModelSettings()

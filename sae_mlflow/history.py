@@ -17,6 +17,11 @@ STORED_INFINITY = 1.797e308
 """MLflow's SQL store gives infinity back as the largest float; from here on it means infinity."""
 
 
+def restored(value: float) -> float:
+    """A metric's value as it was logged, infinity included."""
+    return math.copysign(math.inf, value) if abs(value) >= STORED_INFINITY else value
+
+
 def read_history(path: Path) -> dict[str, list[float]]:
     """A history file's lists; index 0 is epoch 1. Keys that don't hold lists are left out.
 

@@ -22,6 +22,7 @@ from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.runs import outputs
 from sae_mlflow.runs.guards import drawing, optional, recorded
 from sae_mlflow.runs.layer import train_layer
+from sae_mlflow.runs.mirror import check_trackers, complete_mirrors
 from sae_mlflow.runs.parent import choose_experiment, log_settings, log_text_read, open_parent
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import build_sae
@@ -52,6 +53,7 @@ def run_training(
     keep_freed_memory()
     with clock.stage("load"):
         outputs.check_folder(settings.output.dir)
+        check_trackers(settings.trackers)
         check_model(settings)
         device = resolve_device(settings.model.device)
     with clock.stage("store"):
@@ -131,5 +133,7 @@ def _finish(training: Training, parent: OpenRun) -> None:
         with training.clock.stage("plot"), drawing(training.display, "all layers"):
             copies = outputs.output_folder(training.settings)
             draw_parent(training.store, parent.run_id, copies)
+    with training.clock.stage("log"):
+        complete_mirrors(training)
     seconds = {stage: round(value, 3) for stage, value in training.clock.seconds.items()}
     parent.log_text(json.dumps(seconds, indent=2) + "\n", "seconds_by_stage.json")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sae_mlflow.errors import UserError
+
 DENSE, VERY_DENSE = 0.01, 0.1
 
 # Three bins a factor of 10: firing once and firing twice then never have an empty bin between.
@@ -53,6 +55,22 @@ def density_metrics(density: np.ndarray) -> dict[str, float]:
         "latents_over_10_percent": float((density > VERY_DENSE).mean()),
         "latents_dead_fraction": float((density == 0).mean()),
     }
+
+
+def read_density_table(file: Path) -> DensityTable:
+    """What `write_density_table` wrote; how many tokens it was counted over isn't in it: 0.
+
+    Raises:
+        UserError: the file isn't such a table.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            never, *bins = list(csv.reader(stream))[1:]
+        edges = np.array([float(low) for low, *_ in bins] + [float(bins[-1][1])])
+        latents = np.array([int(n) for _, _, n, _ in bins])
+        return DensityTable(edges, latents, int(never[2]), tokens=0)
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        raise UserError(f"{file.name} is not a table of densities: {error}.") from None
 
 
 def write_density_table(table: DensityTable, file: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from sae_mlflow.evaluation.density import density_table, write_density_table
 from sae_mlflow.evaluation.evaluate import Evaluation
 from sae_mlflow.evaluation.page import Card, latent_page
+from sae_mlflow.tracking.contents import DENSITY_TABLE
 
-DENSITY_TABLE, DENSITY_FIGURE, LATENT_PAGE = "density.csv", "density.png", "latents.html"
+DENSITY_FIGURE, LATENT_PAGE = "density.png", "latents.html"
 
 
 def write_density(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import pandas as pd
 
 from sae_mlflow import naming
-from sae_mlflow.history import STORED_INFINITY
+from sae_mlflow.history import restored
 
 if TYPE_CHECKING:  # at run time it would import mlflow
     from sae_mlflow.tracking.contents import RunRow
@@ -81,7 +81,7 @@ def run_table(
         for run in group:
             head = (run.run_id, run.model, run.layer, setting, run.params.get("seed", ""))
             rows += [
-                (*head, epoch, metric, _restored(value))
+                (*head, epoch, metric, restored(value))
                 for metric, epoch, value in store.history(run.run_id, metrics)
             ]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -169,7 +169,3 @@ def _listed(before: str, values: Sequence[str], after: str = "", limit: int = 4)
     shown = ", ".join(values[:limit])
     more = f" and {len(values) - limit} more" if len(values) > limit else ""
     return f"{before}{shown}{more}{after}"
-
-
-def _restored(value: float) -> float:
-    return math.copysign(math.inf, value) if abs(value) >= STORED_INFINITY else value

@@ -15,9 +15,10 @@ from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.runs import outputs
 from sae_mlflow.runs.guards import drawing, recorded
 from sae_mlflow.runs.live import LivePicture
+from sae_mlflow.runs.mirror import Mirror, open_mirror
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import SAE, build_sae
-from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER
+from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER, within_epoch
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.registry import register_run
 from sae_mlflow.train import EpochRecord, StepRecord, Trainer, WithinEpochRecord, train
@@ -31,8 +32,9 @@ def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> 
     trainer = Trainer(sae, settings.train, acts.n_train)
     with recorded(_open_layer_run(training, parent, acts)) as run:
         run.log_params(_layer_params(settings, trainer, acts))
-        live = LivePicture(training, run.run_id, label)
-        history = _epochs(training, run, acts, trainer, live)
+        live, mirror = LivePicture(training, run.run_id, label), open_mirror(training, run)
+        history = _epochs(training, run, acts, trainer, live, mirror)
+        mirror.finish()
         with clock.stage("log"), tempfile.TemporaryDirectory() as scratch:
             _log_results(training, run, sae, acts, history, Path(scratch))
         if settings.plots.after_training:
@@ -104,6 +106,7 @@ def _epochs(
     acts: LayerActivations,
     trainer: Trainer,
     live: LivePicture,
+    mirror: Mirror,
 ) -> dict[str, list[float]]:
     """Train, with every epoch in the store as soon as it ends; returns the whole history."""
     settings, history = training.settings, dict[str, list[float]]()
@@ -120,11 +123,14 @@ def _epochs(
                 case WithinEpochRecord():
                     with training.clock.stage("log"):
                         run.log_within_epoch(record.tokens, record.metrics)
+                        mirror.log(record.tokens, within_epoch(record.metrics))
                 case EpochRecord():
                     for key, value in record.metrics.items():
                         history.setdefault(key, []).append(value)
                     with training.clock.stage("log"):
-                        run.log_epoch(record.epoch, record.metrics | _best(history))
+                        metrics = record.metrics | _best(history)
+                        run.log_epoch(record.epoch, metrics)
+                        mirror.log(record.epoch, metrics)
                     shown.epoch(record)
                     live.epoch(record.epoch)
                 case None:

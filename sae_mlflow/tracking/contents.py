@@ -12,6 +12,8 @@ ROLE_COMPARISON = "comparison"
 
 SAE_FOLDER = "sae"
 EVALUATION_FOLDER = "evaluation"
+DENSITY_TABLE = "density.csv"
+"""How often latents fire, in the evaluation's folder."""
 CONFIG_FILE = "config.yaml"
 """Of a parent: all settings of its training."""
 
@@ -20,6 +22,11 @@ WITHIN_EPOCH = "within_epoch"
 
 DIGEST_LENGTH = 16
 """Characters of a data set's digest that are kept."""
+
+
+def within_epoch(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of a part of an epoch, under their own keys."""
+    return {f"{WITHIN_EPOCH}/{key}": value for key, value in metrics.items()}
 
 
 @dataclass(frozen=True)

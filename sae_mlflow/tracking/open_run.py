@@ -9,7 +9,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
-from sae_mlflow.tracking.contents import DIGEST_LENGTH, WITHIN_EPOCH
+from sae_mlflow.tracking.contents import DIGEST_LENGTH, within_epoch
 
 _NOTE_LIMIT = 8_000  # MLflow cuts a longer tag without a word
 _BATCH_LIMIT = 100  # params and tags that one log_batch takes
@@ -37,7 +37,7 @@ class OpenRun:
 
     def log_within_epoch(self, tokens: int, metrics: Mapping[str, float]) -> None:
         """Metrics of a part of an epoch, under keys of their own; step = training tokens."""
-        self.log_epoch(tokens, {f"{WITHIN_EPOCH}/{key}": v for key, v in metrics.items()})
+        self.log_epoch(tokens, within_epoch(metrics))
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         self._client.log_artifact(self.run_id, str(path), folder)

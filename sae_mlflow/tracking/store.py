@@ -261,11 +261,11 @@ class Store:
             entries.sort(key=lambda entry: (entry.step, entry.timestamp))
             yield from ((key, s, v) for s, v in {e.step: e.value for e in entries}.items())
 
-    def timed_history(self, run_id: str, metric: str) -> list[tuple[float, int]]:
-        """A metric's values by epoch, each with when it was logged, in milliseconds since 1970."""
+    def timed_history(self, run_id: str, metric: str) -> list[tuple[int, float, int]]:
+        """A metric's steps and values, each with when it was logged, in milliseconds since 1970."""
         entries = self._client.get_metric_history(run_id, metric)
         entries.sort(key=lambda entry: (entry.step, entry.timestamp))
-        last = {entry.step: (entry.value, entry.timestamp) for entry in entries}
+        last = {entry.step: (entry.step, entry.value, entry.timestamp) for entry in entries}
         return list(last.values())
 
     def _search(self, experiment_id: str, where: str) -> Iterator[RunRow]:

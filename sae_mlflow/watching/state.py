@@ -152,13 +152,13 @@ class Watch:
             return self._ended[row.run_id]
         epochs = _whole(row.params.get("train.epochs"))
         timed = self._store.timed_history(row.run_id, "total_loss")
-        ends = [milliseconds / 1000 for _, milliseconds in timed]
+        ends = [milliseconds / 1000 for *_, milliseconds in timed]
         started = row.start_time / 1000
         state = LayerState(
             layer=row.layer,
             status=row.status,
             epochs=epochs,
-            losses=tuple(value for value, _ in timed),
+            losses=tuple(value for _, value, _ in timed),
             figures={name: row.metrics[name] for name in FIGURES if name in row.metrics},
             health=row.tags.get("sae.health", ""),
             seconds=ends[-1] - started if ends else 0.0,

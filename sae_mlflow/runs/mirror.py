@@ -1,0 +1,78 @@
+"""What the store takes of a layer's run, taken by TensorBoard as well where that is asked for."""
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from sae_mlflow.reporting.display import Display
+from sae_mlflow.runs.guards import optional
+from sae_mlflow.runs.training import Training
+from sae_mlflow.tensorboard.events import EventFile, check_installed
+from sae_mlflow.tensorboard.export import run_folder, write_curves, write_results
+from sae_mlflow.tracking.open_run import OpenRun
+
+TENSORBOARD = "tensorboard"
+
+
+class Mirror:
+    """Takes nothing."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class EventMirror(Mirror):
+    """Event files in a folder; one that can't be written costs a warning, never the training."""
+
+    def __init__(self, folder: Path, display: Display) -> None:
+        self._folder = folder
+        self._display = display
+        self._file: EventFile | None = None
+        self._trouble = False
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._trouble:
+            return
+        self._trouble = True
+        with optional(self._display, f"TensorBoard's files in {self._folder} aren't complete"):
+            self._file = self._file or EventFile(self._folder)
+            self._file.scalars(step, metrics, time.time())
+            self._trouble = False
+
+    def finish(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def check_trackers(training_trackers: Iterable[str]) -> None:
+    """Raise a UserError, before anything is trained, where one can't be had."""
+    if TENSORBOARD in training_trackers:
+        check_installed("trackers: [mlflow, tensorboard]")
+
+
+def open_mirror(training: Training, run: OpenRun) -> Mirror:
+    """Of one layer's run."""
+    if TENSORBOARD not in training.settings.trackers:
+        return Mirror()
+    return EventMirror(_folder(training, run.name, run.run_id), training.display)
+
+
+def complete_mirrors(training: Training) -> None:
+    """Add what is there once all layers are trained and evaluated, out of the store."""
+    if TENSORBOARD not in training.settings.trackers:
+        return
+    for layer in training.rows:
+        row = training.store.run(layer.run_id)
+        folder = _folder(training, row.name, row.run_id)
+        with (
+            optional(training.display, f"TensorBoard's files in {folder} aren't complete"),
+            EventFile(folder) as events,
+        ):
+            write_curves(training.store, row, layer.evaluation, events)
+            write_results(training.store, row, events)
+
+
+def _folder(training: Training, run_name: str, run_id: str) -> Path:
+    root = Path(training.settings.output.tensorboard_dir)
+    return run_folder(root, training.experiment, run_name, run_id)

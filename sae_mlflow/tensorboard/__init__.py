@@ -1,0 +1,1 @@
+"""What stands in the store, as TensorBoard reads it: event files of its own format."""
