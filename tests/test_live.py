@@ -34,7 +34,9 @@ def slider(run, store):
         for file in files
     ]
     entries = sorted((int(m[3]), int(m[2]), m[1]) for m in found if m)
-    assert {name for *_, name in entries} <= {"tiny-llama_layer1_training_history"}
+    assert {name for *_, name in entries} <= {"training_history"}, (
+        "the same in every run: they stand side by side"
+    )
     return [step for _, step, _ in entries]
 
 

@@ -237,7 +237,7 @@ def _carry_out(
                     if job.copy:
                         yield _copy(picture, job.copy)
                     if home and job.slider_steps:
-                        store.log_image(home, picture, picture.stem, job.slider_steps)
+                        store.log_image(home, picture, job.picture.kind, job.slider_steps)
                 if home:
                     yield from _log(store, home, folder)
 
