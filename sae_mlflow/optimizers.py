@@ -1,11 +1,12 @@
 """Optimizers of torch, by name."""
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sae_mlflow.errors import UserError, did_you_mean, known
 
@@ -39,6 +40,14 @@ def make_optimizer(
 def check_optimizer(name: str, options: Mapping[str, Any]) -> None:
     """Raise the UserError that `make_optimizer` would, before anything is trained."""
     make_optimizer(name, options, [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, 2))])
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], longest: float) -> None:
+    """Shorten the gradient, as one vector, to a length; one that is shorter isn't touched, which
+    torch's own function multiplies by 1."""
+    length = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if length > longest:
+        clip_grads_with_norm_(parameters, longest, length)
 
 
 @torch.no_grad()

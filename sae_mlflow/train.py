@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sae_mlflow.config import TrainSettings
 from sae_mlflow.metrics import Tally
-from sae_mlflow.optimizers import forget, make_optimizer
+from sae_mlflow.optimizers import clip_gradients, forget, make_optimizer
 from sae_mlflow.sae import SAE, Batch, StepLoss
 from sae_mlflow.sae.resample import resample
 from sae_mlflow.schedule import learning_rate_share, warmed_up
@@ -150,7 +150,7 @@ class Trainer:
         self.sae.project_gradient()
         assert self.sae.W_enc.grad is not None
         self.encoder_rows.grad = self.sae.W_enc.grad.t().contiguous()  # which it is already
-        torch.nn.utils.clip_grad_norm_(self.optimized.values(), self.settings.gradient_clip)
+        clip_gradients(list(self.optimized.values()), self.settings.gradient_clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * group["rate_multiple"]
         self.optimizer.step()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_mlflow.sae import kernels
+from sae_mlflow.sae import cpu, kernels
 from sae_mlflow.sae.select import BatchTopK
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,6 +82,7 @@ TOPK_SHAPES = [
     (50, 1031, 16),
     (20, 64, 4),
     (20, 100, 7),
+    (6, 1100, 4),  # wide enough for the largest groups
     (20, 33, 33),
     (20, 16, 1),
     (3, 4096, 1),
@@ -178,6 +179,23 @@ def test_what_isnt_a_number_is_over_no_bound(placed):
     np.testing.assert_array_equal(counts, (rows.numpy() > 0).sum(axis=1))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_above_finds_the_few_and_the_many_among_infinite_bounds_too(dtype, placed):
+    """A row that keeps few is looked through in groups, the one after a row that keeps many isn't;
+    infinity less infinity, in a group's middle, is not a number."""
+    rows, bounds = random(40, 1000, dtype=dtype), torch.full((1000,), 2.0, dtype=dtype)
+    rows[10:20] += 3
+    rows[:, 70], bounds[70] = math.inf, math.inf
+    rows[:, 71], bounds[71] = math.inf, -math.inf
+    rows[::2, 500], bounds[500] = -math.inf, -math.inf
+    bounds[3] = math.nan
+    values, latents, counts = map(as_numpy, kernels.above(placed(rows), placed(bounds)))
+    over = rows.numpy() > bounds.numpy()
+    np.testing.assert_array_equal(counts, over.sum(axis=1))
+    np.testing.assert_array_equal(latents, np.nonzero(over)[1])
+    np.testing.assert_array_equal(values, rows.numpy()[over])
+
+
 # -- by_latent --------------------------------------------------------------------------------
 
 
@@ -252,11 +270,48 @@ def test_a_sum_of_nothing_is_zero_even_beside_what_isnt_a_number(placed):
     np.testing.assert_array_equal(got, [[math.nan, 1.0], [0.0, 0.0]])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_remove_along_leaves_rows_that_are_orthogonal_to_their_own(dtype, placed):
+    rows = torch.nn.functional.normalize(random(13, 7, dtype=dtype))
+    grad = random(13, 7, seed=1, dtype=dtype)
+    wide, exact = rows.double().numpy(), grad.double().numpy()
+    expected = exact - (exact * wide).sum(axis=1, keepdims=True) * wide
+    got = placed(grad.clone())
+    kernels.remove_along(got, placed(rows))
+    np.testing.assert_allclose(as_numpy(got), expected, **tolerance(dtype, 3))
+    strided = placed(torch.stack([grad, grad], dim=-1)[..., 0])
+    kernels.remove_along(strided, placed(rows))
+    np.testing.assert_allclose(as_numpy(strided), expected, **tolerance(dtype, 3))
+
+
+# -- lists ------------------------------------------------------------------------------------
+
+
+def test_a_latent_fired_where_one_of_its_values_is_positive(placed):
+    values = torch.tensor([2.0, -1.0, 0.0, math.nan, 4.0, -3.0])
+    latents = torch.tensor([4, 0, 1, 2, 0, 4])
+    fired = kernels.fired(placed(values), placed(latents), 6)
+    assert fired.tolist() == [True, False, False, False, True, False]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_kept_codes_keep_their_order_and_their_token(share, placed):
+    _, starts = ragged(20, 15)
+    n = int(starts[-1])
+    mask = torch.rand(n, generator=torch.Generator().manual_seed(0)) < share
+    places, kept_starts = map(as_numpy, kernels.kept(placed(mask), placed(starts)))
+    np.testing.assert_array_equal(places, np.nonzero(mask.numpy())[0])
+    counts = np.bincount(rows_of(starts)[mask.numpy()], minlength=20)
+    np.testing.assert_array_equal(np.diff(kept_starts), counts)
+
+
 # -- threads ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kernel", ["topk", "above", "by_latent", "weighted_rows", "row_dots"])
+@pytest.mark.parametrize(
+    "kernel", ["topk", "above", "by_latent", "weighted_rows", "row_dots", "reconstruct"]
+)
 def test_the_number_of_threads_doesnt_change_a_bit(kernel, dtype, in_threads):
     batch, d_sae, d = 67, 333, 19
     latents, starts = ragged(batch, d_sae, most=40)
@@ -268,9 +323,11 @@ def test_the_number_of_threads_doesnt_change_a_bit(kernel, dtype, in_threads):
         "by_latent": (latents, starts, d_sae),
         "weighted_rows": (values, latents, starts, rows),
         "row_dots": (grad, rows, latents, starts),
+        "reconstruct": (values, latents, starts, rows, rows[0], grad),
     }
+    module = cpu if kernel == "reconstruct" else kernels
     results = [
-        in_threads(n, lambda: getattr(kernels, kernel)(*calls[kernel])) for n in (1, 2, 3, 100)
+        in_threads(n, lambda: getattr(module, kernel)(*calls[kernel])) for n in (1, 2, 3, 100)
     ]
     first, *others = [r if isinstance(r, tuple) else (r,) for r in results]
     for other in others:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from random_saes import assert_agree
 
-from sae_mlflow.sae import kernels, sparse, support
+from sae_mlflow.sae import kernels, sparse, support, tiles
 from sae_mlflow.sae.select import Above, BatchTopK, TopK
 from sae_mlflow.sae.support import DenseSupport, SparseSupport, TiledSupport
 
@@ -32,11 +32,14 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(sparse, "MIN_CHUNK_ROWS", 10)
 
 
-@pytest.fixture(params=["compiled", "tiled", "standard operators", "dense"])
+@pytest.fixture(params=["compiled", "tiled", "in tall tiles", "standard operators", "dense"])
 def way(request, monkeypatch):
     """The sparse way in all kinds of kernels, and the dense one, whatever share is kept."""
     monkeypatch.setattr(sparse, "DENSE_FROM", 0.0 if request.param == "dense" else 1.1)
     monkeypatch.setattr(support, "TILED_FROM", 0.0 if request.param == "tiled" else math.inf)
+    if request.param == "in tall tiles":
+        monkeypatch.setattr(support, "TALL_FROM", 0.0)
+        monkeypatch.setattr(tiles, "TALL", 3)
     if request.param == "standard operators":
         monkeypatch.setattr(kernels, "compiled", lambda _: False)
     return request.param
@@ -104,6 +107,40 @@ def test_values_and_gradients_are_those_of_the_dense_computation(kind, shape, dt
     ):
         assert got.dtype == dtype
         assert_agree(got, wanted, RELATIVE[dtype], name)
+
+
+@pytest.mark.parametrize("dtype", RELATIVE)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["topk", "above"])
+def test_the_error_of_a_reconstruction_and_its_gradients_are_the_dense_ones(
+    kind, shape, dtype, way
+):
+    batch, d_in, d_sae, k = shape
+    tensors = problem(batch, d_in, d_sae, dtype)
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    x, W_enc, b_enc, W_dec, b_dec = exact
+    y = torch.linspace(-2, 2, batch * d_in, dtype=torch.float64).view(batch, d_in)
+    pre_acts = (x - b_dec) @ W_enc + b_enc
+    rule, kept = rule_and_mask(kind, pre_acts, k)
+    if kind == "above":
+        rule = Above(rule.lower.to(dtype))
+    expected_recon = (pre_acts * kept).relu() @ W_dec + b_dec
+    expected = (expected_recon - y).square().sum() / max(y.numel(), 1)
+    expected_grads = torch.autograd.grad(3 * expected, exact)
+
+    x, W_enc, b_enc, W_dec, b_dec = tensors
+    values, support = sparse.encode(x, W_enc, b_enc, b_dec, rule)
+    latents = values.relu()
+    if kind == "above":
+        latents = latents * (values > support.spread(rule.lower))
+    recon, loss = sparse.reconstruct(latents, support, W_dec, b_dec, y.to(dtype))
+    assert recon.dtype == loss.dtype == dtype and not recon.requires_grad
+    assert_agree(recon, expected_recon, RELATIVE[dtype])
+    if batch:  # torch's own mean of nothing is not a number
+        assert_agree(loss, expected, RELATIVE[dtype])
+        grads = torch.autograd.grad(3 * loss, tensors)
+        for got, wanted in zip(grads, expected_grads, strict=True):
+            assert_agree(got, wanted, RELATIVE[dtype])
 
 
 def test_the_gradient_agrees_with_finite_differences(way):

@@ -57,6 +57,17 @@ def test_a_tiles_codes_are_sorted_by_latent_and_then_by_token():
     assert made.places.tolist() == [1, 0, 2, 3]
 
 
+@pytest.mark.parametrize(("n_tokens", "tall"), [(1024, False), (1025, True), (4096, True)])
+def test_tall_tiles_are_for_more_tokens_than_one_has_and_latents_that_fire_five_times_in_it(
+    n_tokens, tall
+):
+    starts = torch.arange(n_tokens + 1)
+    often = SparseSupport(torch.arange(n_tokens) % 200, starts, 200)
+    seldom = SparseSupport(torch.arange(n_tokens) % 210, starts, 210)
+    assert (often.tall_tiles is not None) == tall
+    assert seldom.tall_tiles is None
+
+
 def test_the_number_of_threads_doesnt_change_a_bit(in_threads):
     support, values, _ = codes(700, 50, torch.float32)
     rows = torch.randn(50, 40, generator=torch.Generator().manual_seed(2))

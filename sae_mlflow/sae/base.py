@@ -6,9 +6,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from sae_mlflow.config import SAESettings
-from sae_mlflow.sae import sparse
+from sae_mlflow.sae import kernels, sparse
 from sae_mlflow.sae.select import Rule
 from sae_mlflow.sae.support import Support
 
@@ -183,8 +184,7 @@ class SAE(nn.Module, ABC):
         if self.unit_norm and not self.transcodes:
             grad = self.W_dec.grad
             assert grad is not None
-            along = torch.bmm(grad[:, None], self.W_dec[..., None])[:, 0]  # row by row
-            grad.addcmul_(along, self.W_dec, value=-1)
+            kernels.remove_along(grad, self.W_dec)
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -240,6 +240,15 @@ class SAE(nn.Module, ABC):
 
     def _decoded(self, latents: Tensor, support: Support, x: Tensor) -> Tensor:
         return self._with_skip(sparse.decode(latents, support, self.W_dec, self.b_dec), x)
+
+    def _reconstructed(
+        self, latents: Tensor, support: Support, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """The reconstruction, detached, and its squared error, mean over tokens and dimensions."""
+        if self.W_skip is None:
+            return sparse.reconstruct(latents, support, self.W_dec, self.b_dec, batch.y)
+        recon = self._decoded(latents, support, batch.x)
+        return recon.detach(), mse_loss(recon, batch.y)
 
     def _with_skip(self, recon: Tensor, x: Tensor | None) -> Tensor:
         if self.W_skip is None:

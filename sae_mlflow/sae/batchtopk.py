@@ -46,9 +46,10 @@ class BatchTopKSAE(TopKSAE):
 
     def _follow(self, latents: Tensor) -> None:
         """Move the threshold towards the smallest latent that this batch kept."""
-        kept = latents[latents > 0]
-        if len(kept):
-            smallest = kept.min().double()
+        if not latents.numel():
+            return
+        smallest = latents.where(latents > 0, torch.inf).min().double()
+        if smallest.isfinite():
             step = THRESHOLD_RATE * (smallest - self.threshold)
             self.threshold.copy_(
                 torch.where(self.threshold.isnan(), smallest, self.threshold + step)

@@ -85,37 +85,3 @@ def dots(one: Any, rows: Any, members: Any, first: int, end: int, out: Any) -> N
             total += one[j] * row[j]
         out[i] = total
         i += 1
-
-
-@inner
-def sort_by_latent(
-    latents: Any,
-    starts: Any,
-    first: int,
-    end: int,
-    latent_starts: Any,
-    tokens: Any,
-    places: Any,
-    free: Any,
-) -> None:
-    """Sort the codes of tokens from first to before end by latent, tokens in order.
-
-    Args:
-        latent_starts: `[d_sae + 1]`, gets where each latent's codes begin in `tokens` and `places`.
-        tokens, places: of all codes; those of other tokens are left alone.
-        free: int64 `[>= d_sae]`, to work in.
-    """
-    d_sae = len(latent_starts) - 1
-    latent_starts[:] = 0
-    for i in range(starts[first], starts[end]):
-        latent_starts[latents[i] + 1] += 1
-    latent_starts[0] = starts[first]
-    for f in range(d_sae):
-        free[f] = latent_starts[f]
-        latent_starts[f + 1] += latent_starts[f]
-    for b in range(first, end):
-        for i in range(starts[b], starts[b + 1]):
-            place = free[latents[i]]
-            free[latents[i]] = place + 1
-            tokens[place] = b
-            places[place] = i

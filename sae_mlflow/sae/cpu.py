@@ -19,34 +19,7 @@ from sae_mlflow.sae.compiled import (
     inner,
     n_threads,
     parallel,
-    sort_by_latent,
 )
-
-
-def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, exactly, in no order: values and int64 latents `[batch, k]`."""
-    values = pre_acts.new_empty(pre_acts.shape[0], k)
-    latents = torch.empty(pre_acts.shape[0], k, dtype=torch.int64)
-    _topk(array(pre_acts), k, values.numpy(), latents.numpy(), n_threads())
-    return values, latents
-
-
-def above(pre_acts: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Values and latents of what is over each latent's bound, row by row, and how many a row.
-
-    Args:
-        pre_acts: `[batch, d_sae]`.
-        lower: `[d_sae]`.
-    """
-    rows, bounds, threads = array(pre_acts), array(lower), n_threads()
-    counts = torch.empty(len(rows), dtype=torch.int64)
-    _count_above(rows, bounds, counts.numpy(), threads)
-    ends = counts.cumsum(0)
-    n = int(ends[-1]) if len(ends) else 0
-    values, latents = pre_acts.new_empty(n), torch.empty(n, dtype=torch.int64)
-    starts = (ends - counts).numpy()
-    _fill_above(rows, bounds, starts, values.numpy(), latents.numpy(), threads)
-    return values, latents, counts
 
 
 def by_latent(latents: Tensor, starts: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,9 +27,8 @@ def by_latent(latents: Tensor, starts: Tensor, d_sae: int) -> tuple[Tensor, Tens
     latent_starts = torch.empty(d_sae + 1, dtype=torch.int64)
     tokens = torch.empty_like(latents)
     places = torch.empty_like(latents)
-    _by_latent(
-        latents.numpy(), starts.numpy(), latent_starts.numpy(), tokens.numpy(), places.numpy()
-    )
+    codes, made = (array(latents), array(starts)), (latent_starts, tokens, places)
+    _by_latent(*codes, *(tensor.numpy() for tensor in made), n_threads())
     return latent_starts, tokens, places
 
 
@@ -76,154 +48,67 @@ def row_dots(grad: Tensor, rows: Tensor, members: Tensor, starts: Tensor) -> Ten
     return out
 
 
-@inner
-def _select(values: Any, members: Any, n: int, k: int) -> None:
-    """Bring the k largest of the first n to the front: Hoare's quickselect, members along."""
-    low, high, place = 0, n - 1, k - 1
-    while low < high:
-        pivot = values[(low + high) >> 1]
-        i, j = low, high
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                members[i], members[j] = members[j], members[i]
-                i += 1
-                j -= 1
-        if place <= j:
-            high = j
-        elif place >= i:
-            low = i
-        else:
-            return
+def kept(mask: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes that a mask `[nnz]` keeps: their places, in order, and the starts of their list."""
+    places, kept_starts = starts.new_empty(int(mask.sum())), torch.empty_like(starts)
+    _kept(array(mask), array(starts), places.numpy(), kept_starts.numpy())
+    return places, kept_starts
 
 
-@inner
-def _group_maxima(row: Any, n_groups: int, group: int, maxima: Any) -> None:
-    """Largest of row[g], row[g + n_groups], ...: strided groups, so that it vectorises."""
-    for g in range(n_groups):
-        maxima[g] = row[g]
-    for step in range(1, group):
-        part = row[step * n_groups : (step + 1) * n_groups]
-        for g in range(n_groups):
-            maxima[g] = part[g] if part[g] > maxima[g] else maxima[g]
+def fired(values: Tensor, latents: Tensor, d_sae: int) -> Tensor:
+    """`[d_sae]` bool: which latents have a value > 0."""
+    found = torch.zeros(d_sae, dtype=torch.bool)
+    _fired(array(values), array(latents), found.numpy())
+    return found
 
 
-@inner
-def _bound(maxima: Any, k: int) -> Any:
-    """A number that at least k maxima reach, and seldom more than 1.25 k: found by halving.
+def reconstruct(
+    values: Tensor, latents: Tensor, starts: Tensor, rows: Tensor, bias: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The codes' reconstruction and how it misses y, while their rows are at hand.
 
-    A dozen counts, each of them vectorised, take less than one selection with its branches.
+    Returns:
+        recon `[batch, d]`; error `recon - y`; its squared length for each token, float64
+        `[batch]`; `error[b] . rows[f]` for each code `[nnz]`.
     """
-    low = high = maxima[0]
-    for value in maxima:
-        low = value if value < low else low
-        high = value if value > high else high
-    for _ in range(12):
-        middle = (low + high) / 2
-        n = 0
-        for value in maxima:
-            n += value >= middle
-        if n < k:
-            high = middle
-        else:
-            low = middle
-            if n <= k + k // 4:
-                break
-    return low
+    recon, error = torch.empty_like(y), torch.empty_like(y)
+    missed, dots = torch.empty(len(y), dtype=torch.float64), rows.new_empty(len(latents))
+    numbers = array(values), array(latents), array(starts), array(rows), array(bias), array(y)
+    made = recon.numpy(), error.numpy(), missed.numpy(), dots.numpy()
+    _reconstruct(*numbers, *made, n_threads())
+    return recon, error, missed, dots
 
 
-@inner
-def _candidates(row: Any, group: int, maxima: Any, bound: float, values: Any, members: Any) -> int:
-    """All that reach the bound, from groups whose maximum does; returns how many."""
-    n_groups = len(maxima)
-    n = 0
-    for g in range(n_groups):
-        if maxima[g] >= bound:
-            for i in range(g, n_groups * group, n_groups):
-                value = row[i]
-                values[n] = value
-                members[n] = i
-                n += value >= bound
-    for i in range(n_groups * group, len(row)):
-        value = row[i]
-        values[n] = value
-        members[n] = i
-        n += value >= bound
-    return n
-
-
-@inner
-def _everything(row: Any, values: Any, members: Any) -> int:
-    for i in range(len(row)):
-        values[i] = row[i]
-        members[i] = i
-    return len(row)
+def remove_along(grad: Tensor, rows: Tensor) -> None:
+    """Take from each of grad's rows, in place, what points along a row of length 1."""
+    _remove_along(grad.numpy(), array(rows), n_threads())
 
 
 @parallel
-def _topk(pre_acts: Any, k: int, values: Any, latents: Any, threads: int) -> None:
-    """Every one of the k largest reaches a bound that k groups' maxima reach."""
-    batch, d_sae = pre_acts.shape
-    group = 16 if d_sae >= 64 * k else 8
-    n_groups = d_sae // group
-    for thread in prange(threads):
-        maxima = np.empty(n_groups, pre_acts.dtype)
-        found = np.empty(d_sae + 1, pre_acts.dtype)
-        members = np.empty(d_sae + 1, np.int64)
-        for b in range(thread * batch // threads, (thread + 1) * batch // threads):
-            row = pre_acts[b]
-            n = 0
-            if n_groups >= 2 * k:
-                _group_maxima(row, n_groups, group, maxima)
-                n = _candidates(row, group, maxima, _bound(maxima, k), found, members)
-            if n < k:  # too many for groups, or a bound that is not a number
-                n = _everything(row, found, members)
-            _select(found, members, n, k)
-            for i in range(k):
-                values[b, i] = found[i]
-                latents[b, i] = members[i]
-
-
-@parallel
-def _count_above(pre_acts: Any, lower: Any, counts: Any, threads: int) -> None:
-    batch, d_sae = pre_acts.shape
-    for thread in prange(threads):
-        for b in range(thread * batch // threads, (thread + 1) * batch // threads):
-            row = pre_acts[b]
-            n = 0
-            for i in range(d_sae):
-                n += row[i] > lower[i]
-            counts[b] = n
-
-
-@parallel
-def _fill_above(
-    pre_acts: Any, lower: Any, starts: Any, values: Any, latents: Any, threads: int
+def _by_latent(
+    latents: Any, starts: Any, latent_starts: Any, tokens: Any, places: Any, threads: int
 ) -> None:
-    batch, d_sae = pre_acts.shape
+    """A counting sort; each thread counts and places the codes of its own tokens."""
+    batch, d_sae = len(starts) - 1, len(latent_starts) - 1
+    free = np.zeros((threads, d_sae), np.int64)
     for thread in prange(threads):
-        found = np.empty(d_sae + 1, pre_acts.dtype)
-        members = np.empty(d_sae + 1, np.int64)
+        for i in range(starts[thread * batch // threads], starts[(thread + 1) * batch // threads]):
+            free[thread, latents[i]] += 1
+    n = 0
+    for f in range(d_sae):
+        latent_starts[f] = n
+        for thread in range(threads):
+            count = free[thread, f]
+            free[thread, f] = n
+            n += count
+    latent_starts[d_sae] = n
+    for thread in prange(threads):
         for b in range(thread * batch // threads, (thread + 1) * batch // threads):
-            row = pre_acts[b]
-            n = 0
-            for i in range(d_sae):
-                value = row[i]
-                found[n] = value
-                members[n] = i
-                n += value > lower[i]
-            values[starts[b] : starts[b] + n] = found[:n]
-            latents[starts[b] : starts[b] + n] = members[:n]
-
-
-@inner
-def _by_latent(latents: Any, starts: Any, latent_starts: Any, tokens: Any, places: Any) -> None:
-    free = np.empty(len(latent_starts), np.int64)
-    sort_by_latent(latents, starts, 0, len(starts) - 1, latent_starts, tokens, places, free)
+            for i in range(starts[b], starts[b + 1]):
+                place = free[thread, latents[i]]
+                free[thread, latents[i]] = place + 1
+                tokens[place] = b
+                places[place] = i
 
 
 @inner
@@ -249,3 +134,62 @@ def _row_dots(grad: Any, rows: Any, members: Any, starts: Any, out: Any, threads
     for thread in prange(threads):
         for n in range(_share(starts, thread, threads), _share(starts, thread + 1, threads)):
             dots(grad[n], rows, members, starts[n], starts[n + 1], out)
+
+
+@inner
+def _kept(mask: Any, starts: Any, places: Any, kept_starts: Any) -> None:
+    n = 0
+    for b in range(len(starts) - 1):
+        kept_starts[b] = n
+        for i in range(starts[b], starts[b + 1]):
+            if mask[i]:
+                places[n] = i
+                n += 1
+    kept_starts[len(starts) - 1] = n
+
+
+@inner
+def _fired(values: Any, latents: Any, found: Any) -> None:
+    for i in range(len(values)):
+        found[latents[i]] |= values[i] > 0
+
+
+@parallel
+def _reconstruct(
+    values: Any,
+    latents: Any,
+    starts: Any,
+    rows: Any,
+    bias: Any,
+    y: Any,
+    recon: Any,
+    error: Any,
+    missed: Any,
+    made: Any,
+    threads: int,
+) -> None:
+    d = y.shape[1]
+    for thread in prange(threads):
+        for b in range(_share(starts, thread, threads), _share(starts, thread + 1, threads)):
+            total, miss = recon[b], error[b]
+            for j in range(d):
+                total[j] = bias[j]
+            add_rows(values, latents, starts[b], starts[b + 1], rows, total)
+            square = rows.dtype.type(0)
+            for j in range(d):
+                miss[j] = total[j] - y[b, j]
+                square += miss[j] * miss[j]
+            missed[b] = square
+            dots(miss, rows, latents, starts[b], starts[b + 1], made)
+
+
+@parallel
+def _remove_along(grad: Any, rows: Any, threads: int) -> None:
+    n, d = rows.shape
+    for thread in prange(threads):
+        for f in range(thread * n // threads, (thread + 1) * n // threads):
+            along = rows.dtype.type(0)
+            for j in range(d):
+                along += grad[f, j] * rows[f, j]
+            for j in range(d):
+                grad[f, j] -= along * rows[f, j]

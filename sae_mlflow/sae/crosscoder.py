@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sae_mlflow.sae.base import Sizes
+from sae_mlflow.sae.base import Batch, Sizes
 from sae_mlflow.sae.standard import StandardSAE
+from sae_mlflow.sae.support import Support
 
 
 class CrosscoderSAE(StandardSAE):
@@ -37,9 +38,13 @@ class CrosscoderSAE(StandardSAE):
         parts = self.W_dec.split(self.widths, dim=1)
         return torch.stack([part.norm(dim=1) for part in parts]).sum(dim=0)
 
-    def reconstruction_loss(self, recon: Tensor, y: Tensor) -> Tensor:
-        layers = zip(recon.split(self.widths, dim=1), y.split(self.widths, dim=1), strict=True)
-        return torch.stack([mse_loss(made, wanted) for made, wanted in layers]).sum()
+    def _reconstructed(
+        self, latents: Tensor, support: Support, batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        """The reconstruction, detached, and the sum of the layers' mean squared errors."""
+        recon = self._decoded(latents, support, batch.x)
+        layers = zip(*(side.split(self.widths, dim=1) for side in (recon, batch.y)), strict=True)
+        return recon.detach(), torch.stack([mse_loss(*layer) for layer in layers]).sum()
 
     def hyperparameters(self) -> dict[str, Any]:
         return {"widths": list(self.widths)}

@@ -53,17 +53,17 @@ class GatedSAE(L1SAE):
     def loss(self, batch: Batch, dead: Tensor, sparsity_warmup: float = 1.0) -> StepLoss:
         gates, support = self._gates(batch.x)
         latents = self._latents(gates, support)
-        recon = self._decoded(latents, support, batch.x)
+        recon, missed = self._reconstructed(latents, support, batch)
         open_gates = gates.relu()
         decoder = self.W_dec.detach(), self.b_dec.detach()
         from_gates = sparse.decode(open_gates, support, *decoder)
         sparsity = self.l1_penalty(open_gates, support, sparsity_warmup)
         auxiliary = mse_loss(from_gates, batch.y)
         return StepLoss(
-            recon=recon.detach(),
+            recon=recon,
             l0=support.l0(latents),
             fired=support.fired(latents),
-            total=mse_loss(recon, batch.y) + sparsity + auxiliary,
+            total=missed + sparsity + auxiliary,
             sparsity=sparsity.detach(),
         )
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 from sae_mlflow.config import SAESettings
 from sae_mlflow.sae.base import SAE, Batch, Sizes, StepLoss
@@ -86,15 +85,15 @@ class JumpReLUSAE(SAE):
         pre_acts, support = self._kept(batch.x, Above(lowest))
         threshold = support.spread(self.threshold)
         latents = _Jump.apply(pre_acts, threshold, self.bandwidth)
-        recon = self._decoded(latents, support, batch.x)
+        recon, missed = self._reconstructed(latents, support, batch)
         l0 = _Step.apply(pre_acts, threshold, self.bandwidth).sum() / max(support.n_tokens, 1)
         miss = l0 if self.target_l0 is None else (l0 / self.target_l0 - 1).square()
         sparsity = self.l0_coefficient * sparsity_warmup * miss
         return StepLoss(
-            recon=recon.detach(),
+            recon=recon,
             l0=support.l0(latents),
             fired=support.fired(latents),
-            total=mse_loss(recon, batch.y) + sparsity,
+            total=missed + sparsity,
             sparsity=sparsity.detach(),
         )
 

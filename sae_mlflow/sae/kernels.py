@@ -1,4 +1,4 @@
-"""The four operations on sparse codes: compiled on the CPU, standard operators elsewhere.
+"""The operations on sparse codes: compiled on the CPU, standard operators elsewhere.
 
 Both ways give the same numbers up to the order of sums. Codes are ragged, as in `support`.
 """
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae import cpu
+from sae_mlflow.sae import cpu, cpu_select
 
 _COMPILED = {torch.float32, torch.float64}
 
@@ -15,7 +15,7 @@ _COMPILED = {torch.float32, torch.float64}
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row, exactly, in no order: values and latents `[batch, k]`."""
     if compiled(pre_acts):
-        return cpu.topk(pre_acts, k)
+        return cpu_select.topk(pre_acts, k)
     values, latents = pre_acts.topk(k, sorted=False)
     return values, latents
 
@@ -28,7 +28,7 @@ def above(pre_acts: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         lower: `[d_sae]`.
     """
     if compiled(pre_acts):
-        return cpu.above(pre_acts, lower)
+        return cpu_select.above(pre_acts, lower)
     mask = pre_acts > lower
     return pre_acts[mask], mask.nonzero()[:, 1], mask.sum(dim=1)
 
@@ -76,6 +76,32 @@ def row_dots(grad: Tensor, rows: Tensor, members: Tensor, starts: Tensor) -> Ten
         grad, rows, members, starts[:-1], token, 0, -1
     )
     return dots
+
+
+def kept(mask: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes that a mask `[nnz]` keeps: their places, in order, and the starts of their list."""
+    if mask.device.type == "cpu":
+        return cpu.kept(mask, starts)
+    before = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
+    return mask.nonzero().flatten(), before[starts]
+
+
+def fired(values: Tensor, latents: Tensor, d_sae: int) -> Tensor:
+    """`[d_sae]` bool: which latents have a value > 0."""
+    if compiled(values):
+        return cpu.fired(values, latents, d_sae)
+    found = torch.zeros(d_sae, dtype=torch.bool, device=latents.device)
+    found[latents[values > 0]] = True
+    return found
+
+
+def remove_along(grad: Tensor, rows: Tensor) -> None:
+    """Take from each of grad's rows, in place, what points along a row of length 1: `[n, d]`."""
+    if compiled(grad) and grad.is_contiguous():
+        cpu.remove_along(grad, rows)
+    else:
+        along = torch.bmm(grad[:, None], rows[..., None])[:, 0]  # row by row
+        grad.addcmul_(along, rows, value=-1)
 
 
 def compiled(tensor: Tensor) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from sae_mlflow.config import SAESettings
 from sae_mlflow.errors import UserError
@@ -87,17 +88,17 @@ class _PrefixLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         recon = sparse.decode(latents, support, W_dec, b_dec)
         error = y - recon
-        grad_latents, grad_W_dec = torch.zeros_like(latents), torch.zeros_like(W_dec)
+        grad_latents, grad_W_dec = torch.zeros_like(latents), torch.empty_like(W_dec)
         loss, pull = error.new_zeros(()), torch.zeros_like(error)
         for first, end in reversed(list(pairwise((0, *prefixes)))):
-            loss += error.square().mean()
+            loss += vector_norm(error).square() / max(error.numel(), 1)
             pull += error
             where, group = support.columns(first, end)
-            rows = W_dec[first:end]
+            rows, values = W_dec[first:end], latents[where]
             grad_latents[where] = group.sampled(pull, rows)
-            grad_W_dec[first:end] = group.transposed_times(latents[where], pull)
+            grad_W_dec[first:end] = group.transposed_times(values, pull)
             if first:
-                error += group.times(latents[where], rows)
+                error += group.times(values, rows)
         factor = -2 / (len(prefixes) * max(y.numel(), 1))
         ctx.save_for_backward(
             grad_latents.mul_(factor), grad_W_dec.mul_(factor), pull.sum(dim=0).mul_(factor)

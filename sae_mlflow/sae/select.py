@@ -137,10 +137,9 @@ def _joined(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Picked:
 def _largest(picked: Picked, wanted: int) -> Picked:
     if len(picked.values) <= wanted:
         return picked
-    mask = _is_largest(picked.values, wanted)
-    kept_before = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
-    kept = mask.nonzero().flatten()
-    return Picked(picked.values[kept], picked.latents[kept], kept_before[picked.starts])
+    places, starts = kernels.kept(_is_largest(picked.values, wanted), picked.starts)
+    values, latents = picked.values.index_select(0, places), picked.latents.index_select(0, places)
+    return Picked(values, latents, starts)
 
 
 def _is_largest(values: Tensor, n: int) -> Tensor:

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
+from sae_mlflow.sae import cpu, kernels
 from sae_mlflow.sae.select import Rule
 from sae_mlflow.sae.support import DenseSupport, SparseSupport, Support, sparse_support
 
@@ -59,6 +61,17 @@ def decode(latents: Tensor, support: Support, W_dec: Tensor, b_dec: Tensor | Non
         product: Tensor = _Decode.apply(latents, W_dec, support)
         return product if b_dec is None else product.add_(b_dec)
     return latents @ W_dec if b_dec is None else latents @ W_dec + b_dec
+
+
+def reconstruct(
+    latents: Tensor, support: Support, W_dec: Tensor, b_dec: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`z W_dec + b_dec`, detached, and its squared error to y, mean over tokens and dimensions."""
+    if type(support) is SparseSupport and kernels.compiled(y) and y.dtype == W_dec.dtype:
+        recon, loss = _Reconstruct.apply(latents, W_dec, b_dec, y, support)
+        return recon, loss
+    recon = decode(latents, support, W_dec, b_dec)
+    return recon.detach(), mse_loss(recon, y)
 
 
 def _chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]:
@@ -123,3 +136,28 @@ class _Decode(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_W_dec = support.transposed_times(latents, grad)
         return grad_latents, grad_W_dec, None
+
+
+class _Reconstruct(torch.autograd.Function):
+    """The loss's gradient by the latents is made in the forward pass, while a token's decoder rows
+    are at hand: fetching them is what a reconstruction costs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, latents: Tensor, W_dec: Tensor, b_dec: Tensor, y: Tensor, support: SparseSupport
+    ) -> tuple[Tensor, Tensor]:
+        recon, error, missed, dots = cpu.reconstruct(
+            latents, support.latents, support.starts, W_dec, b_dec, y
+        )
+        ctx.support = support
+        ctx.save_for_backward(latents, error, dots)
+        ctx.mark_non_differentiable(recon)
+        return recon, (missed.sum() / max(y.numel(), 1)).to(y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+        latents, error, dots = ctx.saved_tensors
+        support: SparseSupport = ctx.support
+        factor = grad * (2 / max(error.numel(), 1))
+        grad_W_dec = support.transposed_times(latents * factor, error)
+        return dots * factor, grad_W_dec, error.sum(dim=0) * factor, None, None

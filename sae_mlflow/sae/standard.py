@@ -3,7 +3,6 @@ April 2024 update: the penalty weighs each latent by its decoder row's length, w
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from sae_mlflow.sae.base import Batch, StepLoss
 from sae_mlflow.sae.l1 import L1SAE
@@ -30,16 +29,12 @@ class StandardSAE(L1SAE):
 
     def loss(self, batch: Batch, dead: Tensor, sparsity_warmup: float = 1.0) -> StepLoss:
         latents, support = self.codes(batch.x)
-        recon = self._decoded(latents, support, batch.x)
+        recon, missed = self._reconstructed(latents, support, batch)
         sparsity = self.l1_penalty(latents, support, sparsity_warmup)
         return StepLoss(
-            recon=recon.detach(),
+            recon=recon,
             l0=support.l0(latents),
             fired=support.fired(latents),
-            total=self.reconstruction_loss(recon, batch.y) + sparsity,
+            total=missed + sparsity,
             sparsity=sparsity.detach(),
         )
-
-    def reconstruction_loss(self, recon: Tensor, y: Tensor) -> Tensor:
-        """Mean over tokens and dimensions of the squared error."""
-        return mse_loss(recon, y)

@@ -1,6 +1,6 @@
 """Compiled CPU products of codes of which a latent has several within a few tokens.
 
-The tokens are cut into tiles of 128, and a tile's codes are sorted by latent. A latent's row of
+The tokens are cut into tiles, and a tile's codes are sorted by latent. A latent's row of
 weights is then fetched once a tile and stays in the first cache, the tile's rows of activations in
 the second, where lists by token or by latent fetch a row from far away for each code. At 4,096
 tokens, 768 x 12,288 and 600 latents a token the products take half the time. As in `cpu`, each
@@ -18,13 +18,16 @@ from sae_mlflow.sae.compiled import (
     add_rows,
     array,
     dots,
+    inner,
     n_threads,
     parallel,
-    sort_by_latent,
 )
 
 HEIGHT = 128
 """Tokens in a tile: their activations (384 kB at 768 dimensions) fit a core's own cache."""
+
+TALL = 1024
+"""Tokens in a tile where fewer fire: more codes of a latent, still near at hand."""
 
 
 class Tiles(NamedTuple):
@@ -37,14 +40,16 @@ class Tiles(NamedTuple):
     """int64 `[nnz]`."""
     places: Tensor
     """int64 `[nnz]`: where each code stands in the list by token."""
+    height: int
+    """Tokens in a tile."""
 
 
-def sort(latents: Tensor, starts: Tensor, d_sae: int) -> Tiles:
+def sort(latents: Tensor, starts: Tensor, d_sae: int, height: int = HEIGHT) -> Tiles:
     """The codes of which token b's latents are `latents[starts[b]:starts[b + 1]]`."""
-    n_tiles = -(-(len(starts) - 1) // HEIGHT)
+    n_tiles = -(-(len(starts) - 1) // height)
     tile_starts = starts.new_empty(n_tiles, d_sae + 1)
-    tiles = Tiles(tile_starts, torch.empty_like(latents), torch.empty_like(latents))
-    _sort(array(latents), array(starts), *_arrays(tiles), n_threads())
+    tiles = Tiles(tile_starts, torch.empty_like(latents), torch.empty_like(latents), height)
+    _sort(array(latents), array(starts), *_arrays(tiles), height, n_threads())
     return tiles
 
 
@@ -52,7 +57,8 @@ def times(values: Tensor, tiles: Tiles, rows: Tensor, n_tokens: int) -> Tensor:
     """Z rows, `[n_tokens, d]`, of rows `[d_sae, d]`; values `[nnz]` are in the tiles' order."""
     out = rows.new_empty(n_tokens, rows.shape[1])
     starts, tokens, _ = _arrays(tiles)
-    _times(array(values), starts, tokens, array(rows), out.numpy(), n_threads())
+    numbers = array(values), starts, tokens, array(rows)
+    _times(*numbers, out.numpy(), tiles.height, n_threads())
     return out
 
 
@@ -84,22 +90,60 @@ def _shares(starts: Any, parts: int) -> Any:
     return np.concatenate([[0], np.searchsorted(codes, wanted), [len(codes)]])
 
 
+@inner
+def _sort_tokens(
+    latents: Any,
+    starts: Any,
+    first: int,
+    end: int,
+    latent_starts: Any,
+    tokens: Any,
+    places: Any,
+    free: Any,
+) -> None:
+    """Sort the codes of tokens from first to before end by latent, tokens in order.
+
+    Args:
+        latent_starts: `[d_sae + 1]`, gets where each latent's codes begin in `tokens` and `places`.
+        tokens, places: of all codes; those of other tokens are left alone.
+        free: int64 `[>= d_sae]`, to work in.
+    """
+    d_sae = len(latent_starts) - 1
+    latent_starts[:] = 0
+    for i in range(starts[first], starts[end]):
+        latent_starts[latents[i] + 1] += 1
+    latent_starts[0] = starts[first]
+    for f in range(d_sae):
+        free[f] = latent_starts[f]
+        latent_starts[f + 1] += latent_starts[f]
+    for b in range(first, end):
+        for i in range(starts[b], starts[b + 1]):
+            place = free[latents[i]]
+            free[latents[i]] = place + 1
+            tokens[place] = b
+            places[place] = i
+
+
 @parallel
-def _sort(latents: Any, starts: Any, made: Any, tokens: Any, places: Any, threads: int) -> None:
+def _sort(
+    latents: Any, starts: Any, made: Any, tokens: Any, places: Any, height: int, threads: int
+) -> None:
     n_tiles, batch = made.shape[0], len(starts) - 1
     for thread in prange(threads):
         free = np.empty(made.shape[1], np.int64)
         for t in range(thread * n_tiles // threads, (thread + 1) * n_tiles // threads):
-            end = min(batch, (t + 1) * HEIGHT)
-            sort_by_latent(latents, starts, t * HEIGHT, end, made[t], tokens, places, free)
+            end = min(batch, (t + 1) * height)
+            _sort_tokens(latents, starts, t * height, end, made[t], tokens, places, free)
 
 
 @parallel
-def _times(values: Any, starts: Any, tokens: Any, rows: Any, out: Any, threads: int) -> None:
+def _times(
+    values: Any, starts: Any, tokens: Any, rows: Any, out: Any, height: int, threads: int
+) -> None:
     n_tiles, d = starts.shape[0], rows.shape[1]
     for thread in prange(threads):
         for t in range(thread * n_tiles // threads, (thread + 1) * n_tiles // threads):
-            out[t * HEIGHT : (t + 1) * HEIGHT] = 0
+            out[t * height : (t + 1) * height] = 0
             for f in range(len(rows)):
                 row = rows[f]
                 for i in range(starts[t, f], starts[t, f + 1]):

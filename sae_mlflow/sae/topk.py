@@ -3,7 +3,6 @@
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from sae_mlflow.config import SAESettings
 from sae_mlflow.sae.auxk import auxk_loss
@@ -66,8 +65,7 @@ class TopKSAE(SAE):
 
     def _missed(self, latents: Tensor, support: Support, batch: Batch) -> tuple[Tensor, Tensor]:
         """The reconstruction, detached, and the loss of it."""
-        recon = self._decoded(latents, support, batch.x)
-        return recon.detach(), mse_loss(recon, batch.y)
+        return self._reconstructed(latents, support, batch)
 
     def hyperparameters(self) -> dict[str, Any]:
         return {"k": self.k}
