@@ -74,7 +74,7 @@ def test_the_text_of_a_pdf_is_text_and_its_fonts_are_inside(tmp_path):
     assert all("DejaVuSans" in name for name in fonts)
 
 
-def test_the_text_of_an_svg_is_text_and_its_fonts_are_inside(tmp_path):
+def test_the_text_of_an_svg_is_text_and_its_fonts_are_inside(tmp_path, caplog):
     file = drawn(tmp_path, "svg")[".svg"]
     texts = svg_texts(file)
     assert {f"{MODEL} · layer10", "Reconstruction loss", "final 0.2", "epoch"} <= set(texts)
@@ -84,6 +84,7 @@ def test_the_text_of_an_svg_is_text_and_its_fonts_are_inside(tmp_path):
     assert {ord(letter) for letter in "final 0.2epoch"} <= set(regular)
     assert len(regular) < 100, "only the letters that are used"
     assert file.stat().st_size < 150_000
+    assert caplog.text == "", "nothing that would be printed"
 
 
 def test_an_svg_asks_for_the_fonts_that_are_inside_it(tmp_path):

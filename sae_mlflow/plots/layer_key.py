@@ -151,7 +151,8 @@ class LayerKey:
         letter = 0.6 * self._style.points("legend") / 72
         width = _LABEL_WIDTH if page is None else max(8, int(_KEY_SHARE * page / letter) - 5)
         wrapped = "\n".join(textwrap.wrap(label, width, subsequent_indent="  "))
-        return Line2D([], [], color=colour, linestyle=dash, label=wrapped)
+        thick = self._style.lines.width * self._style.factor
+        return Line2D([], [], color=colour, linestyle=dash, linewidth=thick, label=wrapped)
 
 
 def _line_order(line: tuple[str, str]) -> tuple[object, ...]:

@@ -15,6 +15,10 @@ from fontTools.ttLib import TTFont
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 
+_TABLES = {
+    *("GlyphOrder", "cmap", "head", "hhea", "hmtx", "maxp", "name", "post", "OS/2"),
+    *("glyf", "loca", "CFF ", "GDEF", "GPOS", "GSUB", "kern"),
+}
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -74,7 +78,7 @@ def _rule(face: _Face, letters: set[str]) -> str:
     """A @font-face with those letters alone."""
     font = TTFont(_font(face), fontNumber=0, recalcTimestamp=False)
     options = subset.Options(layout_features=["kern", "liga"], hinting=False)
-    options.flavor = "woff"
+    options.drop_tables = [table for table in font.keys() if table not in _TABLES]  # noqa: SIM118
     subsetter = subset.Subsetter(options)
     subsetter.populate(text="".join(sorted(letters)))
     subsetter.subset(font)

@@ -110,20 +110,27 @@ def _draw_target(axes: Axes, style: Style, look: MetricStyle, curves: Sequence[C
     low, high = axes.get_ylim()
     if target is None or not low < target < high:
         return
-    faint, width = style.colours.faint, 1.0 * style.factor
-    axes.axhline(target, color=faint, linewidth=width, linestyle=(0, (4, 2)), zorder=1.5)
+    axes.axhline(
+        target,
+        color=style.colours.faint,
+        linewidth=style.factor,
+        linestyle=(0, (4, 2)),
+        zorder=1.5,
+    )
     ends = [(c.finite["mean"].iloc[0], c.finite["mean"].iloc[-1]) for c in curves if len(c.finite)]
     at_left = min(abs(a - target) for a, _ in ends) >= min(abs(b - target) for _, b in ends)
     height = axes.transAxes.inverted().transform(axes.transData.transform((0, target)))[1]
-    axes.text(
-        0.012 if at_left else 0.988,
-        target,
+    under = height > 0.9
+    axes.annotate(
         f"target {number_text(target)}",
-        transform=axes.get_yaxis_transform(),
+        (0.012 if at_left else 0.988, target),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(0, -2 if under else 2),
+        textcoords="offset points",
         ha="left" if at_left else "right",
-        va="top" if height > 0.9 else "bottom",
+        va="top" if under else "bottom",
         fontsize=style.points("tick"),
-        color=faint,
+        color=style.colours.faint,
         zorder=1.6,
     )
 
