@@ -138,6 +138,24 @@ def test_a_log_axis_with_nothing_above_zero_says_so(style):
     assert "0 or less at every epoch:\nnot on a log axis" in said
 
 
+def test_the_range_over_seeds_stays_on_a_log_axis(style):
+    look = style("metrics: {total_loss: {scale: log}}")
+    seeds = [
+        one("total_loss", values).assign(run_id=str(n), seed=n)
+        for n, values in enumerate(([1.0, 0.5], [0.0, 0.1]))
+    ]
+    figure = single_metric(pd.concat(seeds), "total_loss", "", look)
+    low, high = panel(figure).get_ylim()
+    assert 0.05 < low < 0.1 and 1 < high < 2
+    assert_readable(figure, look)
+
+
+def test_a_number_with_none_beside_it_is_a_dot_however_many_epochs_there_are():
+    values = [1.0] * 50 + [math.nan, 0.7, math.nan] + [0.5] * 50
+    line = panel(single_metric(one("total_loss", values), "total_loss")).lines[0]
+    assert (line.get_marker(), line.get_markevery()) == ("o", [51])
+
+
 # -- targets and limits ----------------------------------------------------------------------
 
 
