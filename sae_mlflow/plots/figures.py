@@ -55,13 +55,7 @@ def single_metric(
     """One metric of one layer, its final value written at the line's end."""
     style = style or load_style()
     with style.theme():
-        panel, right = style.sizes.single_panel, Rooms(style).final
-        rows = table[table["metric"] == metric]
-        if len(rows):
-            curve = _only_curve(style, table, metric)
-            assert curve is not None
-            value = number_text(_final(curve)[1])
-            right += max(inches(text, style.points("label"), True) for text in ("final", value))
+        panel = style.sizes.single_panel
         page = new_page(
             style,
             1,
@@ -70,7 +64,7 @@ def single_metric(
             (style.titles.single_metric, _words(table, style.metric(metric).label)),
             _notes(style, note, table),
             label_lines=_label_lines(style, table, [metric], panel),
-            right=right,
+            right=_room_for_final(style, table, metric),
         )
         (axes,) = page.panels
         drawn = _draw_only_curve(axes, style, table, metric)
@@ -94,13 +88,9 @@ def all_layers(
     style = style or load_style()
     with style.theme():
         key, epochs = LayerKey(table, style), _epochs(table[table["metric"] == metric])
-        means = over_seeds(table[table["metric"] == metric])
-        by_line = dict(list(means.groupby(["layer", "setting"])))
-        curves = [key.curve(line, by_line[line]) for line in key.lines if line in by_line]
-        absent = [" · ".join(filter(None, line)) for line in key.lines if line not in by_line]
+        curves, absent = _curves(key, table, metric)
         facts = [*_incomplete(style, metric, curves, absent, epochs), _hidden(curves)]
-        panel, look = style.sizes.overlay_panel, style.metric(metric)
-        words = _words(table, look.label)
+        words, panel = _words(table, style.metric(metric).label), style.sizes.overlay_panel
         page = new_page(
             style,
             1,
@@ -118,6 +108,15 @@ def all_layers(
         if len(curves) == 1:
             axes.set_xlabel("epoch")  # what is missing stands in the note already
     return page.figure
+
+
+def _curves(key: LayerKey, table: pd.DataFrame, metric: str) -> tuple[list[Curve], list[str]]:
+    """The lines that have the metric, and the names of those that don't."""
+    means = over_seeds(table[table["metric"] == metric])
+    by_line = dict(list(means.groupby(["layer", "setting"])))
+    curves = [key.curve(line, by_line[line]) for line in key.lines if line in by_line]
+    absent = [" · ".join(filter(None, line)) for line in key.lines if line not in by_line]
+    return curves, absent
 
 
 def _hidden(curves: Sequence[Curve]) -> str:
@@ -196,6 +195,13 @@ def _write_final(axes: Axes, style: Style, curve: Curve) -> None:
         fontweight="normal",
         color=style.colours.faint,
     )
+
+
+def _room_for_final(style: Style, table: pd.DataFrame, metric: str) -> float:
+    """The inches that `_name_final` takes beyond the frame."""
+    curve, size = _only_curve(style, table, metric), style.points("label")
+    texts = ("final", number_text(_final(curve)[1])) if curve else ("",)
+    return Rooms(style).final + max(inches(text, size, bold=True) for text in texts)
 
 
 def _name_final(axes: Axes, style: Style, curve: Curve) -> None:

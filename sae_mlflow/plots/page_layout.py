@@ -111,20 +111,33 @@ def new_page(
     figure = Figure(figsize=(width, height), dpi=style.dpi)
     FigureCanvasAgg(figure)
     _write_head(figure, style, rooms, titles, lines)
-    grid = figure.subplots(
-        rows,
-        columns,
-        squeeze=False,
-        gridspec_kw={
-            "left": rooms.left / width,
-            "right": 1 - right / width,
-            "bottom": rooms.bottom / height,
-            "top": (rooms.bottom + panels) / height,
-            "wspace": rooms.gap_x / panel[0],
-            "hspace": rooms.gap_y / panel[1],
-        },
-    )
-    return Page(style, figure, list(grid.ravel()))
+    box = (rooms.left / width, rooms.bottom / height, right / width, panels / height)
+    return Page(style, figure, _grid(figure, rows, columns, box, rooms, panel))
+
+
+def _grid(
+    figure: Figure,
+    rows: int,
+    columns: int,
+    box: tuple[float, float, float, float],
+    rooms: Rooms,
+    panel: Panel,
+) -> list[Axes]:
+    """The panels, row by row.
+
+    Args:
+        box: left, bottom and right margin, and the height of all, as shares of the page.
+    """
+    left, bottom, right, height = box
+    places = {
+        "left": left,
+        "right": 1 - right,
+        "bottom": bottom,
+        "top": bottom + height,
+        "wspace": rooms.gap_x / panel[0],
+        "hspace": rooms.gap_y / panel[1],
+    }
+    return list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=places).ravel())
 
 
 def title_lines(template: str, values: Mapping[str, str], room: float, style: Style) -> list[str]:
