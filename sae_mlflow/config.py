@@ -44,7 +44,7 @@ def _layer_list(value: object) -> object:
 
 
 def _names(value: object) -> object:
-    """`"mlflow,tensorboard"` as a list."""
+    """`"mlflow,tensorboard"` or `"png,pdf"` as a list."""
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
@@ -54,6 +54,16 @@ def _with_mlflow(trackers: tuple[str, ...]) -> tuple[str, ...]:
     return trackers
 
 
+def _once_each(formats: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(formats))
+
+
+Formats = Annotated[
+    tuple[Literal["png", "pdf", "svg"], ...],
+    BeforeValidator(_names),
+    AfterValidator(_once_each),
+    Field(min_length=1),
+]
 Trackers = Annotated[
     tuple[Literal["mlflow", "tensorboard"], ...],
     BeforeValidator(_names),
@@ -235,6 +245,11 @@ class PlotSettings(_Section):
 
     after_training: bool = True
     """Draw and log them when a layer, and when all layers, have trained."""
+    formats: Formats = ("png",)
+    """Files of each picture: `png`, `pdf`, `svg` or several, as `png,pdf`."""
+    style: str = Field("default", min_length=1)
+    """How they look: `default`, `paper`, `dark`, `talk`, or a YAML file like
+    `configs/plots/default.yaml`."""
     live: bool = True
     """While a layer trains, draw its history again at an epoch's end, and keep each drawing for the
     image slider in the MLflow UI."""

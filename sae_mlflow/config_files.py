@@ -22,6 +22,26 @@ def find_config(config: str) -> Path:
     )
 
 
+def find_style(style: str, shipped: bool = False) -> Path:
+    """The file that a plot style's name (`paper`) or path means.
+
+    Args:
+        shipped: only the package's own.
+    """
+    path = Path(style).expanduser()
+    if path.is_file() and not shipped:
+        return path
+    folder = shipped_folder() / "plots"
+    named = folder / f"{path.name.removesuffix('.yaml')}.yaml"
+    if named.is_file() and path.parent in (Path(), Path("plots"), Path("configs/plots")):
+        return named
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
+    raise UserError(
+        f"There is no plot style {style!r}. {did_you_mean(path.stem, names)}"
+        f"There are: {known(names)}, or give a file's path."
+    )
+
+
 def _candidates(asked: Path) -> Iterator[Path]:
     spellings = [asked] if asked.suffix in {".yaml", ".yml"} else [asked, Path(f"{asked}.yaml")]
     for path in spellings:
@@ -35,9 +55,14 @@ def _candidates(asked: Path) -> Iterator[Path]:
 
 
 def _config_folders() -> list[Path]:
+    return [Path("configs"), shipped_folder()]
+
+
+def shipped_folder() -> Path:
+    """The package's own configs."""
     package = Path(__file__).parent
     shipped = package / "configs"  # inside the wheel; in a source checkout it stands one level up
-    return [Path("configs"), shipped if shipped.is_dir() else package.parent / "configs"]
+    return shipped if shipped.is_dir() else package.parent / "configs"
 
 
 def read_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -60,7 +85,7 @@ def read_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     beside = path.parent / parent
     base_path = beside if beside.is_file() else find_config(parent)
     base = read_config(base_path, (*seen, path.resolve()))
-    return _merge(base, data)
+    return merged(base, data)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -84,11 +109,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _merge(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+def merged(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """`data` laid over `base`, section by section."""
+    result = dict(base)
     for key, value in data.items():
-        old = merged.get(key)
-        merged[key] = (
-            _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        old = result.get(key)
+        result[key] = (
+            merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
         )
-    return merged
+    return result

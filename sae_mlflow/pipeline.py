@@ -53,13 +53,16 @@ def run_training(
     keep_freed_memory()
     with clock.stage("load"):
         outputs.check_folder(settings.output.dir)
+        pictures = outputs.pictures(settings)
         check_trackers(settings.trackers)
         check_model(settings)
         device = resolve_device(settings.model.device)
     with clock.stage("store"):
         store = Store(tracking_uri)
         experiment, experiment_id = choose_experiment(store, settings, experiment_name)
-    training = Training(settings, store, experiment, experiment_id, display, clock, device)
+    training = Training(
+        settings, store, experiment, experiment_id, display, clock, device, pictures
+    )
     with recorded(open_parent(training)) as parent:
         log_settings(training, parent)
         display.say(f"Runs: {store.address(experiment_id, parent.run_id)}")
@@ -131,8 +134,7 @@ def _finish(training: Training, parent: OpenRun) -> None:
     """What is only there once all layers have trained: overlays, and where the time went."""
     if training.settings.plots.after_training:
         with training.clock.stage("plot"), drawing(training.display, "all layers"):
-            copies = outputs.output_folder(training.settings)
-            draw_parent(training.store, parent.run_id, copies)
+            draw_parent(training.store, parent.run_id, training.pictures)
     with training.clock.stage("log"):
         complete_mirrors(training)
     seconds = {stage: round(value, 3) for stage, value in training.clock.seconds.items()}

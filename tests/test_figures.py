@@ -1,6 +1,5 @@
 """What stands in the figures: lines, ticks, labels, colours, and that nothing overlaps."""
 
-import itertools
 import math
 import subprocess
 import sys
@@ -9,13 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from plot_store import MODEL, history
+from readable import assert_readable, texts
 
 from sae_mlflow.plots.figures import HISTORY_METRICS, all_layers, single_metric, training_history
 from sae_mlflow.plots.frames import history_table
-from sae_mlflow.plots.looks import theme
-from sae_mlflow.plots.panels import number_text, ranges, whole_ticks
+from sae_mlflow.plots.numbers import number_text, ranges, whole_ticks
 
 
 def curve(epochs: int, start: float = 0.8) -> dict[str, list[float]]:
@@ -30,43 +28,6 @@ def layers(count: int, epochs: int) -> pd.DataFrame:
 
 def setting(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table.assign(setting=name)
-
-
-def texts(figure: Figure) -> list[Text]:
-    """Everything written on the figure, as it is when saved."""
-    with theme():
-        figure.canvas.draw()
-    found = [
-        text
-        for text in figure.findobj(Text)
-        if text.get_text().strip() and text.get_visible() and text.get_figure() is not None
-    ]
-    axes_ticks = {
-        label
-        for axes in figure.axes
-        for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim()))
-        for tick in axis.get_major_ticks()
-        if not min(low, high) <= tick.get_loc() <= max(low, high)
-        for label in (tick.label1, tick.label2)
-    }
-    return [text for text in found if text not in axes_ticks]
-
-
-def assert_readable(figure: Figure) -> None:
-    """No text is cut by the page's edge, and none lies on another."""
-    page = figure.bbox
-    boxes = [(text.get_text(), text.get_window_extent()) for text in texts(figure)]
-    for name, box in boxes:
-        inside = box.x0 >= 0 and box.y0 >= 0 and box.x1 <= page.x1 and box.y1 <= page.y1
-        assert inside, f"{name!r} is cut"
-    for (name, box), (other, its_box) in itertools.combinations(boxes, 2):
-        apart = (
-            box.x1 <= its_box.x0
-            or its_box.x1 <= box.x0
-            or box.y1 <= its_box.y0
-            or its_box.y1 <= box.y0
-        )
-        assert apart, f"{name!r} lies on {other!r}"
 
 
 def title(figure: Figure) -> str:
@@ -190,9 +151,10 @@ def test_layers_stand_in_the_legend_by_number():
 def test_each_layer_has_its_line_and_colour():
     table = history_table(MODEL, {f"layer{n}": history(3, start=n) for n in (3, 12, 1)})
     (axes,) = all_layers(table, "reconstruction_loss").axes
-    drawn = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
+    named = [line for line in axes.lines if line.get_label() in table["layer"].values]
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in named}
     assert drawn == {f"layer{n}": [n, n / 2, n / 4] for n in (1, 3, 12)}
-    assert len({line.get_color() for line in axes.lines}) == 3
+    assert len({line.get_color() for line in named}) == 3
 
 
 @pytest.mark.parametrize(("count", "bar"), [(1, False), (12, False), (13, True), (48, True)])

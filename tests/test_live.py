@@ -6,6 +6,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from sae_mlflow.errors import UserError
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.plots import runs as plots_of_runs
 from sae_mlflow.reporting.display import Display
@@ -59,8 +60,8 @@ def test_the_picture_in_the_run_is_there_after_the_first_epoch(trained, tmp_path
     seen = []
     draw = plots_of_runs.draw_live
 
-    def watched(store, run_id, steps):
-        (address,) = draw(store, run_id, steps)
+    def watched(store, run_id, steps, choice):
+        (address,) = draw(store, run_id, steps, choice)
         file = store.download(address, tmp_path / "down")
         epochs = [epoch for _, epoch, _ in store.history(run_id, ["total_loss"])]
         seen.append((file.name, epochs, store.run(run_id).status))
@@ -74,6 +75,18 @@ def test_the_picture_in_the_run_is_there_after_the_first_epoch(trained, tmp_path
         (name, [1, 2], "RUNNING"),
         (name, [1, 2, 3], "RUNNING"),
     ]
+
+
+def test_the_slider_has_its_png_whatever_formats_are_asked_for(trained):
+    run, store = trained("plots.live_seconds=0.000001", "plots.formats=svg", "plots.style=dark")
+    assert slider(run, store) == [0, 1, 2]
+    plots = MlflowClient(store.uri).list_artifacts(run.run_id, "training_plots")
+    assert [file.path.rpartition(".")[2] for file in plots] == ["svg", "svg"]
+
+
+def test_a_bad_style_ends_a_training_before_it_starts(trained):
+    with pytest.raises(UserError, match="no plot style 'drak'. Did you mean dark?"):
+        trained("plots.style=drak")
 
 
 def test_without_live_there_is_neither_slider_nor_picture_before_the_end(trained):

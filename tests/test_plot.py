@@ -98,7 +98,8 @@ def legend(figure: Figure) -> list[str]:
 
 
 def lines(figure: Figure) -> dict[str, list[float]]:
-    return {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
+    lines = [line for line in figure.axes[0].lines if line.get_label().startswith("layer")]
+    return {line.get_label(): line.get_ydata().tolist() for line in lines}
 
 
 def tree(folder: Path) -> list[str]:
@@ -307,9 +308,41 @@ def test_many_pictures_are_drawn_in_two_processes(monkeypatch, tmp_path):
     monkeypatch.setattr(drawing, "MANY", 2)
     table = history_table("m", {"layer1": history(2)})
     paths = [tmp_path / f"{n}.png" for n in range(4)]
-    pictures = [Picture("single_metric", table, path, "total_loss") for path in paths]
-    assert list(drawing.draw_all(pictures)) == paths
+    pictures = [
+        Picture("single_metric", table, path.with_suffix(""), "total_loss") for path in paths
+    ]
+    assert list(drawing.draw_all(pictures)) == [[path] for path in paths]
     assert [dots_per_inch(path) for path in paths] == [150] * 4
+
+
+def test_formats_are_logged_and_copied_in_a_style(plot_experiment, tmp_path):
+    store, _ = filled_store()
+    parent = add_parent(store, new_experiment(store, "formats"))
+    run_id = add_layer(store, parent, "layer3")
+    outcome = plot_experiment("formats", "--format", "pdf,svg", "--style", "dark", *METRIC_OUT)
+    assert outcome.status == 0
+    names = [f"{STEM}_layer3_total_loss.{ending}" for ending in ("pdf", "svg")]
+    assert outcome.lines == [
+        *(f"o/{STEM}/training_plots/{name}" for name in names),
+        *(f"runs:/{run_id}/training_plots/{name}" for name in names),
+    ]
+    svg = (tmp_path / outcome.lines[1]).read_text(encoding="utf-8")
+    assert "#15181e" in svg, "the dark page"
+
+
+METRIC_OUT = ("--metric", "total_loss", "--no-comparison", "--output-dir", "o")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--format", "png,gif", "There is no format 'gif'. There are: png, pdf, svg"),
+        ("--style", "papr", "There is no plot style 'papr'. Did you mean paper? There are: dark"),
+    ],
+)
+def test_an_unknown_format_or_style_is_refused_first(plot, option, value, message):
+    outcome = plot("--experiment", "anything", option, value)
+    assert outcome.status == 2 and message in outcome.err
 
 
 # -- the command over files -----------------------------------------------------------------

@@ -11,7 +11,9 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.plots.choice import Choice, parse_layers
 from sae_mlflow.plots.drawing import drawing_processes
 from sae_mlflow.plots.files import draw_history_file, draw_sae_dir
+from sae_mlflow.plots.formats import DEFAULT_FORMATS, parse_formats
 from sae_mlflow.plots.runs import draw_experiment
+from sae_mlflow.plots.style import load_style
 
 DEFAULT_SAE_DIR = Path("results/saes")
 
@@ -62,6 +64,16 @@ def plot_command(
     output_dir: Annotated[
         Path | None, typer.Option(help="Write DIR/{model}/training_plots/ (too).", metavar="DIR")
     ] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="Files of each picture: png, pdf, svg or several.")
+    ] = ",".join(DEFAULT_FORMATS),
+    style: Annotated[
+        str | None,
+        typer.Option(
+            help="How they look: a YAML file, or default, paper, dark or talk.",
+            metavar="FILE|NAME",
+        ),
+    ] = None,
     tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
     """Draw training histories, from the tracking store or from files.
@@ -86,6 +98,8 @@ def plot_command(
         comparison=experiment is not None if comparison is None else comparison,
         log=log is not False,
         output_dir=output_dir,
+        style=load_style(style or None),
+        formats=parse_formats(format_),
     )
     made: Iterator[str]
     if experiment is not None:

@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from sae_mlflow.evaluation.density import DENSE, VERY_DENSE, DensityTable
-from sae_mlflow.plots.looks import DPI, FAINT_INK, theme
+from sae_mlflow.plots.style import Style, load_style
 
 _WIDTH, _PANEL_HEIGHT = 8.0, 3.4  # inches
 _LEFT, _RIGHT, _BOTTOM = 0.85, 0.3, 0.65
 _TITLE_LINE, _NOTE_LINE = 0.24, 0.2
-_BLUE = "#0173b2"  # seaborn's colour-blind palette, as in `looks`
 
 
 def density_figure(table: DensityTable, model: str, layer: str, note: str = "") -> Figure:
@@ -23,21 +22,23 @@ def density_figure(table: DensityTable, model: str, layer: str, note: str = "") 
     Args:
         note: a line under the title.
     """
-    with theme():
+    style = load_style()
+    with style.theme():
         model = "".join(c if c.isprintable() else " " for c in model)
         titles = textwrap.wrap(f"{model} · {layer}", 68, max_lines=3, placeholder="…")
         notes = [*textwrap.wrap(note, 105, max_lines=2, placeholder="…"), _in_words(table)]
         head = 0.25 + _TITLE_LINE * len(titles) + _NOTE_LINE * len(notes) + 0.3
         height = _BOTTOM + _PANEL_HEIGHT + head
-        figure = Figure(figsize=(_WIDTH, height), dpi=DPI)
+        figure = Figure(figsize=(_WIDTH, height), dpi=style.dpi)
         FigureCanvasAgg(figure)
         top, left = 1 - 0.2 / height, 0.28 / _WIDTH
         figure.text(left, top, "\n".join(titles), fontsize=14, fontweight="bold", va="top")
         below = top - (_TITLE_LINE * len(titles) + 0.07) / height
-        figure.text(left, below, "\n".join(notes), fontsize=9.5, va="top", color=FAINT_INK)
+        faint = style.colours.faint
+        figure.text(left, below, "\n".join(notes), fontsize=9.5, va="top", color=faint)
         inner = (_WIDTH - _LEFT - _RIGHT) / _WIDTH
         box = (_LEFT / _WIDTH, _BOTTOM / height, inner, _PANEL_HEIGHT / height)
-        _draw(figure.add_axes(box), table)
+        _draw(figure.add_axes(box), style, table)
     return figure
 
 
@@ -51,17 +52,18 @@ def _in_words(table: DensityTable) -> str:
     )
 
 
-def _draw(axes: Axes, table: DensityTable) -> None:
+def _draw(axes: Axes, style: Style, table: DensityTable) -> None:
     edges, latents = table.edges, table.latents
-    axes.bar(edges[:-1], latents, np.diff(edges), align="edge", color=_BLUE, edgecolor="white")
+    blue, faint = str(style.metric("fvu").colour), style.colours.faint
+    axes.bar(edges[:-1], latents, np.diff(edges), align="edge", color=blue, edgecolor="white")
     tallest = max(int(latents.max(initial=0)), 1)
     axes.set_xlim(edges[0] - 0.08, 0.08)
     axes.set_ylim(0, 1.14 * tallest)
     for share, words in ((DENSE, "over 1%"), (VERY_DENSE, "over 10%")):
         at = float(np.log10(share))
         if at > edges[0]:
-            axes.axvline(at, color=FAINT_INK, linewidth=1, linestyle=(0, (4, 2)))
-            axes.text(at + 0.04, 1.12 * tallest, words, va="top", fontsize=9, color=FAINT_INK)
+            axes.axvline(at, color=faint, linewidth=1, linestyle=(0, (4, 2)))
+            axes.text(at + 0.04, 1.12 * tallest, words, va="top", fontsize=9, color=faint)
     axes.xaxis.set_major_locator(FixedLocator(range(int(np.ceil(edges[0])), 1)))
     axes.xaxis.set_major_formatter(FuncFormatter(_tick))
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -23,13 +23,13 @@ def write_density(
     """
     # matplotlib takes a second to import
     from sae_mlflow.evaluation.density_figure import density_figure
-    from sae_mlflow.plots.looks import DPI, theme
+    from sae_mlflow.plots.formats import save
+    from sae_mlflow.plots.style import load_style
 
     table = density_table(evaluation.density, evaluation.spliced_tokens)
     write_density_table(table, folder / DENSITY_TABLE)
     figure = density_figure(table, model, layer, note)
-    with theme():
-        figure.savefig(folder / DENSITY_FIGURE, dpi=DPI)
+    save(figure, load_style(), folder / DENSITY_FIGURE)
 
 
 def write_latent_page(

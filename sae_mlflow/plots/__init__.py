@@ -1,5 +1,5 @@
 """From runs or history files to pictures. Nothing here imports torch or transformers.
 
-`frames` makes tables, `figures` draws a table, `pictures` names the files, and `runs` and `files`
-say which there are.
+`frames` makes tables, `figures` draws a table in a `style`, `pictures` names the files, and `runs`
+and `files` say which there are.
 """

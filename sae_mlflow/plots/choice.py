@@ -1,12 +1,14 @@
 """What is asked to be drawn, held against what there is."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sae_mlflow import naming
 from sae_mlflow.errors import UserError, known
+from sae_mlflow.plots.formats import DEFAULT_FORMATS
+from sae_mlflow.plots.style import Style, load_style
 
 if TYPE_CHECKING:  # at run time it would import mlflow
     from sae_mlflow.tracking.contents import RunRow
@@ -15,7 +17,7 @@ if TYPE_CHECKING:  # at run time it would import mlflow
 
 @dataclass(frozen=True)
 class Choice:
-    """What of an experiment is drawn, and where it goes."""
+    """What of an experiment is drawn, how, and where it goes."""
 
     model: str | None = None
     """As it was trained, or sanitised; None means all."""
@@ -28,6 +30,8 @@ class Choice:
     log: bool = True
     output_dir: Path | None = None
     """Also write `{output_dir}/{model}/training_plots/`."""
+    style: Style = field(default_factory=load_style)
+    formats: tuple[str, ...] = DEFAULT_FORMATS
 
 
 def parse_layers(text: str) -> tuple[str, ...]:

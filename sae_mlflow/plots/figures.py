@@ -1,73 +1,82 @@
-"""Tables to figures: nothing here queries, saves or touches pyplot's global state.
-
-Pages are laid out in inches, by hand: a layout engine draws every text twice, and takes 0.9 s for
-a page of four panels where this takes 0.4 s.
-"""
+"""Tables to figures: nothing here queries, saves or touches pyplot's global state."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sae_mlflow.errors import known
+from sae_mlflow.plots.curve import Curve, without_number
 from sae_mlflow.plots.frames import over_seeds
 from sae_mlflow.plots.layer_key import LayerKey
-from sae_mlflow.plots.looks import DPI, FAINT_INK, look_of, theme
-from sae_mlflow.plots.panels import (
-    Curve,
-    draw_panel,
-    number_text,
-    place_axis_labels,
-    ranges,
-    without_number,
-)
+from sae_mlflow.plots.numbers import number_text, ranges
+from sae_mlflow.plots.page_layout import Rooms, new_page
+from sae_mlflow.plots.panels import draw_panel, label_lines, place_axis_labels
+from sae_mlflow.plots.style import Style, load_style
+from sae_mlflow.plots.style_parts import Panel, fill
+from sae_mlflow.plots.text_size import inches
+from sae_mlflow.plots.value_axis import NOT_ON_LOG, OFF_THE_AXIS, not_shown
 
 HISTORY_METRICS = ("reconstruction_loss", "total_loss", "sparsity_loss", "l0_norm")
 
-_LEFT, _BOTTOM, _RIGHT = 0.95, 0.62, 0.3  # inches around the panels
-_GAP_X, _GAP_Y = 1.05, 1.0
-_TITLE_SIZE, _NOTE_SIZE = 14, 9.5
-_TITLE_LINE, _NOTE_LINE = 0.24, 0.185  # inches
 
-
-def training_history(table: pd.DataFrame, note: str = "") -> Figure:
+def training_history(table: pd.DataFrame, note: str = "", style: Style | None = None) -> Figure:
     """The four curves of one layer, 2 x 2; several seeds as mean and range.
 
     Args:
         table: `frames.COLUMNS`, of one model, layer and setting.
-        note: a line under the title.
+        note: a line under the title, where the style has one.
     """
-    with theme():
-        figure, panels = _page(2, 2, (4.45, 2.75), _title(table), _with_seeds(note, table))
-        epochs = _epochs(table)
-        for axes, metric in zip(panels, HISTORY_METRICS, strict=True):
-            curve = _only_curve(table, metric)
-            draw_panel(axes, metric, [curve] if curve else [], epochs)
+    style = style or load_style()
+    with style.theme():
+        columns, panel = style.sizes.history_columns, style.sizes.history_panel
+        page = new_page(
+            style,
+            len(HISTORY_METRICS) // columns,
+            columns,
+            panel,
+            (style.titles.training_history, _words(table)),
+            _notes(style, note, table),
+            label_lines=_label_lines(style, table, HISTORY_METRICS, panel),
+        )
+        for axes, metric in zip(page.panels, HISTORY_METRICS, strict=True):
+            curve = _draw_only_curve(axes, style, table, metric)
             if curve:
-                text = f"final {number_text(_final(curve)[1])}"
-                axes.set_title(text, loc="right", fontsize=9, fontweight="normal", color=FAINT_INK)
-        place_axis_labels(panels)
-    return figure
+                _write_final(axes, style, curve)
+        place_axis_labels(style, page.panels)
+    return page.figure
 
 
-def single_metric(table: pd.DataFrame, metric: str, note: str = "") -> Figure:
+def single_metric(
+    table: pd.DataFrame, metric: str, note: str = "", style: Style | None = None
+) -> Figure:
     """One metric of one layer, its final value written at the line's end."""
-    with theme():
-        title, note = _title(table), _with_seeds(note, table)
-        figure, (axes,) = _page(1, 1, (6.9, 4.1), title, note, right=1.1)
-        curve = _only_curve(table, metric)
-        draw_panel(axes, metric, [curve] if curve else [], _epochs(table))
-        place_axis_labels([axes])
-        if curve:
-            _name_final(axes, curve)
-    return figure
+    style = style or load_style()
+    with style.theme():
+        panel = style.sizes.single_panel
+        page = new_page(
+            style,
+            1,
+            1,
+            panel,
+            (style.titles.single_metric, _words(table, style.metric(metric).label)),
+            _notes(style, note, table),
+            label_lines=_label_lines(style, table, [metric], panel),
+            right=_room_for_final(style, table, metric),
+        )
+        (axes,) = page.panels
+        drawn = _draw_only_curve(axes, style, table, metric)
+        place_axis_labels(style, [axes])
+        if drawn:
+            _name_final(axes, style, drawn)
+    return page.figure
 
 
-def all_layers(table: pd.DataFrame, metric: str, note: str = "") -> Figure:
+def all_layers(
+    table: pd.DataFrame, metric: str, note: str = "", style: Style | None = None
+) -> Figure:
     """A metric of all layers of a model over each other, coloured by their number.
 
     Up to 12 lines have a legend; more than 12 layers have a colour bar. A layer trained with
@@ -76,24 +85,38 @@ def all_layers(table: pd.DataFrame, metric: str, note: str = "") -> Figure:
     Args:
         table: `frames.COLUMNS`, of one model; layers that lack the metric are named in a note.
     """
-    with theme():
-        key, epochs = LayerKey(table), _epochs(table[table["metric"] == metric])
-        means = over_seeds(table[table["metric"] == metric])
-        by_line = dict(list(means.groupby(["layer", "setting"])))
-        curves = [key.curve(line, by_line[line]) for line in key.lines if line in by_line]
-        absent = [" · ".join(filter(None, line)) for line in key.lines if line not in by_line]
-        notes = [_with_seeds(note, table), _incomplete(curves, absent, epochs), _hidden(curves)]
-        model = str(table["model"].iloc[0])
-        figure, (axes,) = _page(
-            1, 1, (7.3, 4.5), (model, "all layers"), "\n".join(filter(None, notes))
+    style = style or load_style()
+    with style.theme():
+        key, epochs = LayerKey(table, style), _epochs(table[table["metric"] == metric])
+        curves, absent = _curves(key, table, metric)
+        facts = [*_incomplete(style, metric, curves, absent, epochs), _hidden(curves)]
+        words, panel = _words(table, style.metric(metric).label), style.sizes.overlay_panel
+        page = new_page(
+            style,
+            1,
+            1,
+            panel,
+            (style.titles.all_layers, {**words, "layer": "all layers", "setting": ""}),
+            [*_notes(style, note, table), *facts],
+            label_lines=_label_lines(style, table, [metric], panel),
         )
-        draw_panel(axes, metric, curves, epochs)
-        place_axis_labels([axes])
+        (axes,) = page.panels
+        if curves:
+            page.make_room(key.draw(axes, curves))
+        draw_panel(axes, style, metric, curves, epochs, fill(style.titles.panel, **words))
+        place_axis_labels(style, [axes])
         if len(curves) == 1:
             axes.set_xlabel("epoch")  # what is missing stands in the note already
-        if curves:
-            _widen(figure, key.draw(axes, curves))
-    return figure
+    return page.figure
+
+
+def _curves(key: LayerKey, table: pd.DataFrame, metric: str) -> tuple[list[Curve], list[str]]:
+    """The lines that have the metric, and the names of those that don't."""
+    means = over_seeds(table[table["metric"] == metric])
+    by_line = dict(list(means.groupby(["layer", "setting"])))
+    curves = [key.curve(line, by_line[line]) for line in key.lines if line in by_line]
+    absent = [" · ".join(filter(None, line)) for line in key.lines if line not in by_line]
+    return curves, absent
 
 
 def _hidden(curves: Sequence[Curve]) -> str:
@@ -108,90 +131,46 @@ def _hidden(curves: Sequence[Curve]) -> str:
     return f"Lying on each other: {known(shared, limit=3)}" if shared else ""
 
 
-def _page(
-    rows: int,
-    columns: int,
-    panel: tuple[float, float],
-    title: tuple[str, str],
-    note: str,
-    right: float = _RIGHT,
-) -> tuple[Figure, list[Axes]]:
-    """A figure with its title and note, and panels of `panel` inches each."""
-    width = _LEFT + columns * panel[0] + (columns - 1) * _GAP_X + right
-    titles = _title_lines(*title, inches=width - 0.6)
-    notes = [part for line in note.split("\n") for part in textwrap.wrap(line, int(width / 0.08))]
-    head = 0.33 + _TITLE_LINE * len(titles) + _NOTE_LINE * len(notes) + 0.42
-    panels = rows * panel[1] + (rows - 1) * _GAP_Y
-    height = _BOTTOM + panels + head
-    figure = Figure(figsize=(width, height), dpi=DPI)
-    FigureCanvasAgg(figure)
-    top = (height - 0.2) / height
-    left = 0.28 / width
-    bold = {"fontsize": _TITLE_SIZE, "fontweight": "bold", "va": "top", "linespacing": 1.15}
-    figure.text(left, top, "\n".join(titles), **bold)  # type: ignore[arg-type]
-    below = top - (_TITLE_LINE * len(titles) + 0.07) / height
-    figure.text(left, below, "\n".join(notes), fontsize=_NOTE_SIZE, va="top", color=FAINT_INK)
-    grid = figure.subplots(
-        rows,
-        columns,
-        squeeze=False,
-        gridspec_kw={
-            "left": _LEFT / width,
-            "right": 1 - right / width,
-            "bottom": _BOTTOM / height,
-            "top": (_BOTTOM + panels) / height,
-            "wspace": _GAP_X / panel[0],
-            "hspace": _GAP_Y / panel[1],
-        },
-    )
-    return figure, list(grid.ravel())
-
-
-def _widen(figure: Figure, inches: float) -> None:
-    """Room at the right, with everything else staying where and as large as it is."""
-    width, height = figure.get_size_inches()
-    shrink = width / (width + inches)
-    for axes in figure.axes:
-        box = axes.get_position()
-        axes.set_position((box.x0 * shrink, box.y0, box.width * shrink, box.height))
-    for text in figure.texts:
-        text.set_x(text.get_position()[0] * shrink)
-    figure.set_size_inches(width + inches, height)
-
-
-def _title(table: pd.DataFrame) -> tuple[str, str]:
+def _words(table: pd.DataFrame, metric: str = "") -> dict[str, str]:
+    """What a title's placeholders stand for."""
     first = table.iloc[0]
-    return str(first["model"]), " · ".join(filter(None, (first["layer"], first["setting"])))
+    return {"metric": metric, **{key: str(first[key]) for key in ("model", "layer", "setting")}}
 
 
-def _title_lines(model: str, rest: str, inches: float) -> list[str]:
-    """`model · rest` in three lines at most; of a longer model name the middle is left out."""
-    model = "".join(c if c.isprintable() else " " for c in model)
-    width = int(inches / (_mean_em(f"{model} · {rest}") * _TITLE_SIZE / 72))
-    most = max(20, 3 * width - len(rest) - 12)
-    if len(model) > most:
-        model = f"{model[: most // 2]}…{model[-(most // 2) :]}"
-    return textwrap.wrap(
-        " · ".join(filter(None, (model, rest))), width, max_lines=4, placeholder="…"
+def _notes(style: Style, note: str, table: pd.DataFrame) -> list[str]:
+    """The lines under the title: what was trained, and how it is drawn."""
+    most = table.groupby(["layer", "setting"])["run_id"].nunique().max()
+    seeds = "line: mean over seeds, band: their range" if most > 1 else ""
+    parts = (note if style.titles.note else "", seeds, style.smoothing.words)
+    return [" · ".join(filter(None, parts))]
+
+
+def _label_lines(style: Style, table: pd.DataFrame, metrics: Sequence[str], panel: Panel) -> int:
+    """Lines of the longest y label."""
+    return max(
+        len(label_lines(style, metric, bool(_panel_title(style, table, metric)), panel[1]))
+        for metric in metrics
     )
 
 
-def _mean_em(text: str) -> float:
-    """About how wide a letter of the bold title is, in ems: `i` 0.4, `a` 0.7, `W` 1.1."""
-    widths = [
-        1.1 if c in "mwMW@%" else 0.88 if c.isupper() else 0.45 if c in "ijl-/.,'|" else 0.73
-        for c in text
-    ]
-    return sum(widths) / len(widths)
+def _panel_title(style: Style, table: pd.DataFrame, metric: str) -> str:
+    return fill(style.titles.panel, **_words(table, style.metric(metric).label))
 
 
 def _epochs(table: pd.DataFrame) -> list[int]:
     return sorted(map(int, table["epoch"].unique()))
 
 
-def _only_curve(table: pd.DataFrame, metric: str) -> Curve | None:
+def _only_curve(style: Style, table: pd.DataFrame, metric: str) -> Curve | None:
     rows = table[table["metric"] == metric]
-    return Curve(over_seeds(rows), look_of(metric).colour) if len(rows) else None
+    return Curve(over_seeds(rows), str(style.metric(metric).colour)) if len(rows) else None
+
+
+def _draw_only_curve(axes: Axes, style: Style, table: pd.DataFrame, metric: str) -> Curve | None:
+    curve = _only_curve(style, table, metric)
+    title = _panel_title(style, table, metric)
+    draw_panel(axes, style, metric, [curve] if curve else [], _epochs(table), title)
+    return curve
 
 
 def _final(curve: Curve) -> tuple[int, float]:
@@ -200,33 +179,70 @@ def _final(curve: Curve) -> tuple[int, float]:
     return int(last["epoch"]), float(last["mean"])
 
 
-def _name_final(axes: Axes, curve: Curve) -> None:
+def _write_final(axes: Axes, style: Style, curve: Curve) -> None:
+    """Write the final value above the panel, as long as its title leaves room."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    size = style.points("tick")
+    room = figure.get_size_inches()[0] * axes.get_position().width - 0.1
+    room -= inches(axes.get_title(), style.points("panel"), bold=True)
+    value = number_text(_final(curve)[1])
+    fitting = [text for text in (f"final {value}", value) if inches(text, size) <= room]
+    axes.set_title(
+        "".join(fitting[:1]),
+        loc="right",
+        fontsize=size,
+        fontweight="normal",
+        color=style.colours.faint,
+    )
+
+
+def _room_for_final(style: Style, table: pd.DataFrame, metric: str) -> float:
+    """The inches that `_name_final` takes beyond the frame."""
+    curve, size = _only_curve(style, table, metric), style.points("label")
+    texts = ("final", number_text(_final(curve)[1])) if curve else ("",)
+    return Rooms(style).final + max(inches(text, size, bold=True) for text in texts)
+
+
+def _name_final(axes: Axes, style: Style, curve: Curve) -> None:
     """Write the final value beyond the frame, where no line can run through it."""
     epoch, value = _final(curve)
-    finite = math.isfinite(value)
-    if finite:
-        axes.plot(epoch, value, marker="o", markersize=8, color=curve.colour, zorder=3)
+    low, high = axes.get_ylim()
+    on_axis = math.isfinite(value) and low <= value <= high
+    if on_axis:
+        size = 8 * style.factor * style.lines.width / 1.9
+        axes.plot(epoch, value, marker="o", markersize=size, color=curve.colour, zorder=3)
     axes.text(
         1.012,
-        value if finite else axes.get_ylim()[1],
+        value if on_axis else low if value < low else high,
         f"final\n{number_text(value)}",
         transform=axes.get_yaxis_transform(),
-        va="center" if finite else "top",
+        va="center" if on_axis else "bottom" if value < low else "top",
         color=curve.colour,
+        fontsize=style.points("label"),
         fontweight="bold",
         linespacing=1.3,
     )
 
 
-def _with_seeds(note: str, table: pd.DataFrame) -> str:
-    most = table.groupby(["layer", "setting"])["run_id"].nunique().max()
-    seeds = "line: mean over seeds, band: their range" if most > 1 else ""
-    return " · ".join(filter(None, (note, seeds)))
-
-
-def _incomplete(curves: Sequence[Curve], absent: Sequence[str], epochs: Sequence[int]) -> str:
-    """A line that names the layers whose numbers are missing, all of them or in part."""
-    gaps = [(curve.label, without_number(curve, epochs)) for curve in curves]
-    parts = [f"{name} (all)" for name in absent]
-    parts += [f"{label} (epochs {ranges(missing)})" for label, missing in gaps if missing]
-    return f"No number: {known(parts, limit=4)}" if parts else ""
+def _incomplete(
+    style: Style,
+    metric: str,
+    curves: Sequence[Curve],
+    absent: Sequence[str],
+    epochs: Sequence[int],
+) -> list[str]:
+    """Lines that name the layers whose numbers are missing or not shown, all of them or in part."""
+    look = style.metric(metric)
+    found: dict[str, list[str]] = {"No number": [f"{name} (all)" for name in absent]}
+    for curve in curves:
+        there = set(map(int, curve.finite["epoch"]))
+        for reason, missing in {
+            "No number": without_number(curve, epochs),
+            **not_shown(curve, look),
+        }.items():
+            which = "all" if reason != "No number" and set(missing) == there else ranges(missing)
+            words = f"{curve.label} ({which if which == 'all' else f'epochs {which}'})"
+            found.setdefault(reason, []).extend([words] if missing else [])
+    names = {NOT_ON_LOG: "0 or less, not on a log axis", OFF_THE_AXIS: "Off the axis"}
+    return [f"{names.get(r, r)}: {known(parts, limit=4)}" for r, parts in found.items() if parts]

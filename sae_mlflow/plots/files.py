@@ -37,7 +37,7 @@ def draw_history_file(file: Path, choice: Choice) -> Iterator[str]:
     if choice.metric:
         check_metric(choice.metric, history, str(file))
     pictures = _pictures(model, {layer: history}, _folder(model, file.parent, choice), choice)
-    yield from map(str, draw_all(pictures))
+    yield from (str(file) for files in draw_all(pictures) for file in files)
 
 
 def draw_sae_dir(sae_dir: Path, choice: Choice) -> Iterator[str]:
@@ -61,7 +61,7 @@ def draw_sae_dir(sae_dir: Path, choice: Choice) -> Iterator[str]:
             )
         folders[target] = source
         pictures += _pictures(model, _read(files, choice), target, choice)
-    yield from map(str, draw_all(pictures))
+    yield from (str(file) for files in draw_all(pictures) for file in files)
 
 
 def _chosen_files(sae_dir: Path, choice: Choice) -> dict[Path, list[Path]]:
@@ -110,7 +110,7 @@ def _pictures(model: str, histories: Histories, folder: Path, choice: Choice) ->
     if choice.comparison:
         metrics = [choice.metric] if choice.metric else OVERLAY_METRICS
         pictures += overlay_pictures(table, folder, stem(model), metrics)
-    return [picture for picture in pictures if picture.has_data]
+    return [p.drawn(choice.style, choice.formats) for p in pictures if p.has_data]
 
 
 def _folder(model: str, source: Path, choice: Choice) -> Path:

@@ -3,6 +3,7 @@
 import re
 import textwrap
 from collections.abc import Sequence
+from itertools import accumulate
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,25 +11,33 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap, to_hex
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
+from matplotlib.transforms import ScaledTranslation
 
 from sae_mlflow import naming
-from sae_mlflow.plots.looks import DASHES, FAINT_INK, LAYER_COLOURS, Dash
-from sae_mlflow.plots.panels import Curve, whole_ticks
+from sae_mlflow.plots.curve import Curve
+from sae_mlflow.plots.numbers import whole_ticks
+from sae_mlflow.plots.style import Style
+from sae_mlflow.plots.style_values import Dash
 
 MOST_LEGEND_ENTRIES = 12
-_MOST_KEY_LINES = 20  # that fit beside the axes
 _LABEL_WIDTH = 42  # characters, after which a label goes on in the next line
-_BAR_GAP, _BAR_WIDTH, _BAR_ROOM = 0.22, 0.17, 0.95  # inches right of the axes
+_KEY_SHARE = 0.4  # of a page of fixed width, at most
+_GAP = 0.15  # inches right of the axes
+_BAR_GAP, _BAR_WIDTH, _BAR_ROOM = 0.22, 0.17, 0.95  # inches, for ticks of 9 points
 
 
 class LayerKey:
-    """Colours by layer number, dashes by what else differs (hookpoint, settings)."""
+    """Colours by layer number; dashes by what else differs (hookpoint, settings), if anything.
 
-    def __init__(self, table: pd.DataFrame) -> None:
+    Else they go through the layers, so that up to 12 are told apart in grey as well.
+    """
+
+    def __init__(self, table: pd.DataFrame, style: Style) -> None:
         """
         Args:
             table: `frames.COLUMNS`, of one model.
         """
+        self._style, self._colours = style, style.layer_colours()
         found = set(table[["layer", "setting"]].itertuples(index=False, name=None))
         self.lines: list[tuple[str, str]] = sorted(found, key=_line_order)
         self._layers = list(dict.fromkeys(layer for layer, _ in self.lines))
@@ -43,29 +52,39 @@ class LayerKey:
     def draw(self, axes: Axes, curves: Sequence[Curve]) -> float:
         """Draw the legend or the colour bar right of the axes; the inches that it takes there."""
         if len(self._layers) > MOST_LEGEND_ENTRIES:
-            self._colour_bar(axes)
-            styles = self._style_handles() if len(self._styles) > 1 else []
-            return _BAR_ROOM + (_legend(axes, styles, _BAR_ROOM) if styles else 0)
+            room = self._colour_bar(axes)
+            if len(self._styles) == 1:
+                return room
+            if self._style.sizes.page_width is not None:  # no room beside the bar as well
+                axes.legend(handles=self._style_handles(), handlelength=3)
+                return room
+            return room + self._legend(axes, self._style_handles(), room)
         if len(curves) <= MOST_LEGEND_ENTRIES or self._by_setting:
-            return _legend(axes, [_handle(c.label, c.colour, c.dash) for c in curves])
-        layers = [_handle(layer, self._colour((layer, ""))) for layer in self._layers]
-        return _legend(axes, layers + self._style_handles())
+            return self._legend(axes, [self._handle(c.label, c.colour, c.dash) for c in curves])
+        layers = [self._handle(layer, self._colour((layer, ""))) for layer in self._layers]
+        return self._legend(axes, layers + self._style_handles())
 
     def _colour(self, line: tuple[str, str]) -> str:
         order: Sequence[object] = self.lines if self._by_setting else self._layers
         rank = order.index(line if self._by_setting else line[0])
         if not self._by_setting and len(self._layers) > MOST_LEGEND_ENTRIES:
             values = self._bar_values()
-            return to_hex(LAYER_COLOURS((values[rank] - values[0]) / (values[-1] - values[0])))
-        return to_hex(LAYER_COLOURS(rank / max(1, len(order) - 1)))
+            return to_hex(self._colours((values[rank] - values[0]) / (values[-1] - values[0])))
+        return to_hex(self._colours(rank / max(1, len(order) - 1)))
 
     def _dash(self, line: tuple[str, str]) -> Dash:
-        rank = 0 if self._by_setting else self._styles.index(_style_of(line))
-        return DASHES[rank % len(DASHES)]
+        alike = self._by_setting or len(self._styles) == 1
+        rank = self.lines.index(line) if alike else self._styles.index(_style_of(line))
+        on_bar = alike and len(self._layers) > MOST_LEGEND_ENTRIES
+        return self._dashes(0 if on_bar else rank)
+
+    def _dashes(self, rank: int) -> Dash:
+        dashes: tuple[Dash, ...] = self._style.layers.dashes
+        return dashes[rank % len(dashes)]
 
     def _style_handles(self) -> list[Line2D]:
         return [
-            _handle(style or "residual stream", FAINT_INK, DASHES[i % len(DASHES)])
+            self._handle(style or "residual stream", self._style.colours.faint, self._dashes(i))
             for i, style in enumerate(self._styles)
         ]
 
@@ -76,14 +95,16 @@ class LayerKey:
             return numbers
         return list(range(len(self._layers)))
 
-    def _colour_bar(self, axes: Axes) -> None:
+    def _colour_bar(self, axes: Axes) -> float:
+        """A colour bar right of the axes; the inches that it takes."""
         figure, box, values = axes.get_figure(root=True), axes.get_position(), self._bar_values()
         assert figure is not None
-        inch = 1 / figure.get_size_inches()[0]
+        scale = self._style.points("tick") / 9
+        inch = scale / figure.get_size_inches()[0]
         bar = figure.add_axes((box.x1 + _BAR_GAP * inch, box.y0, _BAR_WIDTH * inch, box.height))
         shades = range(values[0], values[-1] + 1)
         span = values[-1] - values[0]
-        colours = ListedColormap([LAYER_COLOURS((n - values[0]) / span) for n in shades])
+        colours = ListedColormap([self._colours((n - values[0]) / span) for n in shades])
         edges = [n - 0.5 for n in (*shades, shades.stop)]
         drawn = figure.colorbar(ScalarMappable(BoundaryNorm(edges, len(shades)), colours), cax=bar)
         numbered = values[-1] == naming.layer_order(self._layers[-1])[0]
@@ -93,31 +114,45 @@ class LayerKey:
         drawn.ax.minorticks_off()
         drawn.ax.tick_params(length=0)
         drawn.ax.grid(False)
+        return _BAR_ROOM * scale
 
+    def _legend(self, axes: Axes, handles: list[Line2D], shift: float = 0.0) -> float:
+        """A legend right of the axes, `shift` inches further out; the inches that it takes."""
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        legend = axes.legend(
+            handles=self._fitting(axes, handles),
+            loc="upper left",
+            bbox_to_anchor=(1, 1),
+            # in inches off the axes, whose size may still change
+            bbox_transform=axes.transAxes
+            + ScaledTranslation(_GAP + shift, 0, figure.dpi_scale_trans),
+            borderaxespad=0,
+            frameon=False,
+            handlelength=3,
+        )
+        renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+        return _GAP + float(legend.get_window_extent(renderer).width) / figure.dpi
 
-def _legend(axes: Axes, handles: list[Line2D], shift: float = 0.0) -> float:
-    """A legend right of the axes, `shift` inches further out; its width in inches."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    kept = handles[:_MOST_KEY_LINES]
-    if len(handles) > len(kept):
-        kept.append(_handle(f"and {len(handles) - len(kept)} more", "none"))
-    axes_inches = figure.get_size_inches()[0] * axes.get_position().width
-    legend = axes.legend(
-        handles=kept,
-        loc="upper left",
-        bbox_to_anchor=(1 + (0.15 + shift) / axes_inches, 1),
-        borderaxespad=0,
-        frameon=False,
-        handlelength=2.4,
-    )
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    return 0.15 + float(legend.get_window_extent(renderer).width) / figure.dpi
+    def _fitting(self, axes: Axes, handles: list[Line2D]) -> list[Line2D]:
+        """As many as fit beside the axes, and how many more there are."""
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        height = figure.get_size_inches()[1] * axes.get_position().y1 - 0.1
+        line = self._style.points("legend") / 72
+        heights = [line * (0.5 + 1.25 * (1 + str(h.get_label()).count("\n"))) for h in handles]
+        count = sum(total <= height for total in accumulate(heights))
+        if count == len(handles):
+            return handles
+        return [*handles[: count - 1], self._handle(f"and {len(handles) - count + 1} more", "none")]
 
-
-def _handle(label: str, colour: str, dash: Dash = "solid") -> Line2D:
-    wrapped = "\n".join(textwrap.wrap(label, _LABEL_WIDTH, subsequent_indent="  "))
-    return Line2D([], [], color=colour, linestyle=dash, label=wrapped)
+    def _handle(self, label: str, colour: str, dash: Dash = "solid") -> Line2D:
+        page = self._style.sizes.page_width
+        letter = 0.6 * self._style.points("legend") / 72
+        width = _LABEL_WIDTH if page is None else max(8, int(_KEY_SHARE * page / letter) - 5)
+        wrapped = "\n".join(textwrap.wrap(label, width, subsequent_indent="  "))
+        thick = self._style.lines.width * self._style.factor
+        return Line2D([], [], color=colour, linestyle=dash, linewidth=thick, label=wrapped)
 
 
 def _line_order(line: tuple[str, str]) -> tuple[object, ...]:

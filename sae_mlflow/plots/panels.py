@@ -1,154 +1,160 @@
 """One pair of axes: curves over epochs, whole-number ticks, and words where nothing is to see."""
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, Formatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from sae_mlflow.plots.looks import FAINT_INK, Dash, look_of
+from sae_mlflow.plots.curve import Curve, smoothed, without_number
+from sae_mlflow.plots.numbers import number_text, ranges, whole_ticks
+from sae_mlflow.plots.page_layout import Rooms
+from sae_mlflow.plots.style import Style
+from sae_mlflow.plots.text_size import broken, in_two, inches
+from sae_mlflow.plots.value_axis import TINY, draw_value_axis, not_shown
 
-_ALL_TICKS, _ROUND_TICKS = 10, 7  # of an axis of epochs, at most
-_DIGIT_INCHES = 0.08  # of a tick label
-_LABEL_ROOM = 0.78  # inches left of the axes
+_ALL_TICKS = 10  # of an axis of epochs, at most
 _MARKED_EPOCHS = 30  # with more, the dots would be a thick line
-_LEAST_SPAN = 0.05  # of the values: what is steadier than that is drawn as steady, not as noise
+_MARKED_LINES = 12
+_RAW_ALPHA = 0.35  # of the line behind a smoothed one
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One line, and the range over seeds around it."""
-
-    values: pd.DataFrame
-    """`epoch, mean, low, high, seeds`, by epoch."""
-    colour: str
-    label: str = ""
-    dash: Dash = "solid"
-
-    @property
-    def finite(self) -> pd.DataFrame:
-        return self.values[np.isfinite(self.values["mean"])]
-
-
-class _ValueTicks(Formatter):
-    """Ticks with as many decimals as their step needs: `0.50`, `0.75`, `1.00`; never an offset."""
-
-    def __call__(self, value: float, pos: int | None = None) -> str:
-        return number_text(value)
-
-    def format_ticks(self, values: Sequence[float]) -> list[str]:
-        steps = np.diff(values)
-        largest = max(map(abs, values), default=0)
-        if not len(steps) or not 1e-3 <= largest < 1e7:
-            return [self(value) for value in values]
-        decimals = next((d for d in range(7) if np.allclose(steps, np.round(steps, d), 1e-6)), 7)
-        return [f"{value:,.{decimals}f}" for value in values]
-
-
-def draw_panel(axes: Axes, metric: str, curves: Sequence[Curve], epochs: Sequence[int]) -> None:
+def draw_panel(
+    axes: Axes,
+    style: Style,
+    metric: str,
+    curves: Sequence[Curve],
+    epochs: Sequence[int],
+    title: str,
+) -> None:
     """Draw a metric's curves.
 
     Args:
         epochs: all that the x axis spans; those at which the only curve has no number are named.
+        title: the panel's; without one the metric is named at its axis.
     """
-    look = look_of(metric)
-    axes.set_title(look.title, loc="center", x=0, ha="left")  # what get_title() finds
-    axes.set_ylabel(look.axis)
-    width = 1.1 if len(curves) > 12 else 1.5 if len(epochs) > 300 else 1.9
+    axes.set_title(title, loc="center", x=0, ha="left")  # what get_title() finds
+    axes.set_ylabel("\n".join(label_lines(style, metric, bool(title), _inches(axes)[1])))
+    log = style.metric(metric).log and any((c.finite["mean"] > 0).any() for c in curves)
     for curve in curves:
-        _draw(axes, curve, width)
-    _epoch_axis(axes, epochs)
-    if len(curves) == 1 and (gaps := without_number(curves[0], epochs)):
-        axes.set_xlabel(f"epoch (no number at {ranges(gaps)})")
-    _value_axis(axes, metric, curves)
+        _draw(axes, style, curve, len(curves), len(epochs), log)
+    _epoch_axis(axes, style, epochs)
+    if len(curves) == 1:
+        _name_gaps(axes, style, metric, curves[0], epochs)
+    draw_value_axis(axes, style, metric, curves)
 
 
-def place_axis_labels(panels: Sequence[Axes]) -> None:
+def label_lines(style: Style, metric: str, has_title: bool, height: float) -> list[str]:
+    """The y label: the unit, under the metric's name where no title gives that."""
+    look, size = style.metric(metric), style.points("label")
+    room = height + 0.5 * size / 9.5  # it may reach beyond its axes a little
+    name = [] if has_title else broken(look.label, room, size, most=1)
+    return name + in_two(look.unit, room, size)
+
+
+def place_axis_labels(style: Style, panels: Sequence[Axes]) -> None:
     """Put the axes' labels beside the longest of all tick labels, so that they line up.
 
     Left to itself each looks for its place among the drawn ticks, a quarter of the drawing time.
     """
+    size, room = style.points("tick"), Rooms(style).ticks
+    longest = max(inches(text, size) for axes in panels for text in _value_texts(axes))
+    reach = min(0.16 * size / 9 + style.tick_length + longest, room)
     for axes in panels:
+        if style.sizes.page_width is not None:
+            _widen_to_the_left(axes, room - reach)
         width, height = _inches(axes)
-        longest = max(_text_inches(text) for panel in panels for text in _value_texts(panel))
-        axes.yaxis.set_label_coords(-min(0.16 + longest, _LABEL_ROOM) / width, 0.5)
-        axes.xaxis.set_label_coords(0.5, -0.29 / height)
+        axes.yaxis.set_label_coords(-reach / width, 0.5)
+        axes.xaxis.set_label_coords(0.5, -(0.29 * size / 9 + style.tick_length) / height)
 
 
-def without_number(curve: Curve, epochs: Iterable[int]) -> list[int]:
-    """The epochs at which a curve has nothing to draw: not logged, NaN or infinite."""
-    return sorted(set(epochs) - set(curve.finite["epoch"]))
+def _widen_to_the_left(axes: Axes, by: float) -> None:
+    """Over room that no tick label needs."""
+    figure, box = axes.get_figure(root=True), axes.get_position()
+    assert figure is not None
+    share = by / figure.get_size_inches()[0]
+    axes.set_position((box.x0 - share, box.y0, box.width + share, box.height))
 
 
-def ranges(numbers: Sequence[int], limit: int = 4) -> str:
-    """`[4, 5, 6, 9]` as `4-6, 9`; no more than `limit` parts."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    shown = [str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts]
-    more = [f"and {len(shown) - limit} more"] if len(shown) > limit else []
-    return ", ".join(shown[:limit] + more)
+def _width(style: Style, lines: int, epochs: int) -> float:
+    widths = style.lines
+    chosen = (
+        widths.many_layers if lines > 12 else widths.many_epochs if epochs > 300 else widths.width
+    )
+    return chosen * style.factor
 
 
-def whole_ticks(first: int, last: int) -> list[int]:
-    """Whole-number ticks from `first`: all where they are few, else round ones after the first."""
-    if last - first < _ALL_TICKS:
-        return list(range(first, last + 1))
-    rough = (last - first) / _ROUND_TICKS
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(s for s in (n * power for n in (1, 2, 5, 10)) if s >= rough)
-    step = max(step, 1)
-    from_second = first + math.ceil(0.6 * step)  # nearer ones would touch the first one's label
-    return [first, *range(math.ceil(from_second / step) * step, last + 1, step)]
-
-
-def number_text(value: float, digits: int = 4) -> str:
-    """A number as ticks and labels show it: `0.2534`, `12,500`, `1.2e-5`."""
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "infinity" if value > 0 else "-infinity"
-    if 1e4 <= abs(value) < 1e7:
-        return f"{value:,.0f}"
-    text = f"{value:.{digits}g}"
-    mantissa, e, exponent = text.partition("e")
-    return f"{mantissa}e{int(exponent)}" if e else text
-
-
-def _draw(axes: Axes, curve: Curve, width: float) -> None:
-    data = curve.values
-    few = len(curve.finite) <= _MARKED_EPOCHS
-    means = data["mean"].where(np.isfinite(data["mean"]))
+def _draw(axes: Axes, style: Style, curve: Curve, lines: int, epochs: int, log: bool) -> None:
+    data, width = curve.values, _width(style, lines, epochs)
+    # of 0 and less a log axis would draw a line that falls off it
+    means = data["mean"].where(np.isfinite(data["mean"]) & ((not log) | (data["mean"] > 0)))
+    marked = _marked(means, lines) if style.lines.marker else []
+    smooth = style.smoothing.kind != "none"
     axes.plot(
         data["epoch"].to_numpy(),
         means.to_numpy(),
         color=curve.colour,
+        alpha=_RAW_ALPHA if smooth else None,
         linestyle=curve.dash,
-        linewidth=width,
-        marker="o" if few else None,
-        markersize=2.4 * width,
-        markeredgecolor="white",
-        markeredgewidth=0.7,
-        label=curve.label or None,
+        linewidth=0.6 * width if smooth else width,
+        marker="o" if marked else None,
+        markevery=marked or None,
+        markersize=style.lines.marker * width,
+        markeredgecolor=style.colours.panel,
+        markeredgewidth=0.37 * width,
+        label="_raw" if smooth else curve.label or None,
     )
-    if data["seeds"].max() > 1:
-        edges = data[np.isfinite(data[["low", "high"]]).all(axis=1)]
-        axes.fill_between(
-            edges["epoch"], edges["low"], edges["high"], color=curve.colour, alpha=0.18, linewidth=0
+    if smooth:
+        axes.plot(
+            data["epoch"].to_numpy(),
+            smoothed(means, style.smoothing).to_numpy(),
+            color=curve.colour,
+            linestyle=curve.dash,
+            linewidth=width,
+            label=curve.label or None,
         )
+    if data["seeds"].max() > 1:
+        _draw_band(axes, curve, log)
 
 
-def _epoch_axis(axes: Axes, epochs: Sequence[int]) -> None:
+def _draw_band(axes: Axes, curve: Curve, log: bool) -> None:
+    """The range over seeds."""
+    edges = curve.values[np.isfinite(curve.values[["low", "high"]]).all(axis=1)]
+    low, high = edges["low"], edges["high"]
+    if log:
+        low, high = low.clip(lower=TINY), high.clip(lower=TINY)
+    axes.fill_between(edges["epoch"], low, high, color=curve.colour, alpha=0.18, linewidth=0)
+
+
+def _marked(means: pd.Series, lines: int) -> list[int]:
+    """Which points have a dot: all where they are few, else those that no line goes to."""
+    there = means.notna().to_numpy()
+    beside = np.concatenate(([False], there[:-1])) | np.concatenate((there[1:], [False]))
+    few = there.sum() <= _MARKED_EPOCHS and lines <= _MARKED_LINES
+    return np.flatnonzero(there if few else there & ~beside).tolist()
+
+
+def _epoch_axis(axes: Axes, style: Style, epochs: Sequence[int]) -> None:
     first, last = (min(epochs), max(epochs)) if len(epochs) else (1, 1)
     pad = max(0.03 * (last - first), 0.15 if last > first else 0.5)
     axes.set_xlim(first - pad, last + pad)
-    axes.xaxis.set_major_locator(FixedLocator(whole_ticks(first, last)))
+    size = style.points("tick")
+    room = inches(f"{last:,}", size) + 0.2 * size / 9
+    most = max(2, min(_ALL_TICKS, int(_inches(axes)[0] / room)))
+    axes.xaxis.set_major_locator(FixedLocator(whole_ticks(first, last, most)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda epoch, _: f"{epoch:,.0f}"))
     axes.set_xlabel("epoch")
+
+
+def _name_gaps(axes: Axes, style: Style, metric: str, curve: Curve, epochs: Sequence[int]) -> None:
+    """Name the epochs at which the line has no point, and why."""
+    reasons = {"no number": without_number(curve, epochs), **not_shown(curve, style.metric(metric))}
+    gaps = [f"{reason} at {ranges(missing)}" for reason, missing in reasons.items() if missing]
+    if gaps:
+        size, room = style.points("label"), _inches(axes)[0] + 0.5
+        lines = broken(f"epoch ({'; '.join(gaps)})", room, size, most=2)
+        axes.set_xlabel("\n".join(lines))
 
 
 def _inches(axes: Axes) -> tuple[float, float]:
@@ -159,56 +165,18 @@ def _inches(axes: Axes) -> tuple[float, float]:
 
 
 def _value_texts(axes: Axes) -> list[str]:
-    ticks = axes.yaxis.get_majorticklocs().tolist()
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.yaxis.get_majorticklocs().tolist() if low <= tick <= high]
     return axes.yaxis.get_major_formatter().format_ticks(ticks) or [""]
 
 
-def _text_inches(text: str) -> float:
-    return sum(0.045 if c in ".,-" else _DIGIT_INCHES for c in text)
-
-
-def _value_axis(axes: Axes, metric: str, curves: Sequence[Curve]) -> None:
-    axes.yaxis.set_major_formatter(_ValueTicks())
-    edges = [c.finite[["mean", "low", "high"]].to_numpy().ravel() for c in curves]
-    values = np.concatenate(edges) if edges else np.array([])
-    values = values[np.isfinite(values)]
-    if not values.size:
-        axes.set_ylim(0, 1)
-        axes.yaxis.set_major_locator(FixedLocator([]))
-        _say(axes, f"no numbers for {metric}")
-    elif not values.any():
-        axes.set_ylim(-0.06, 1)
-        axes.yaxis.set_major_locator(FixedLocator([0]))
-        _say(axes, _zero_text(metric))
-    else:
-        low, high = float(values.min()), float(values.max())
-        least = _LEAST_SPAN * max(abs(low), abs(high))
-        pad = 0.07 * (high - low) + max(0.0, least - (high - low)) / 2
-        axes.set_ylim(low - pad, high + pad)
-        axes.yaxis.set_major_locator(
-            MaxNLocator(int(2 * _inches(axes)[1]) + 2, steps=[1, 2, 2.5, 5, 10])
-        )
-
-
-def _zero_text(metric: str) -> str:
-    if metric == "sparsity_loss":
-        return (
-            "0 at every epoch: there is no sparsity penalty\n"
-            "(none is needed where sparsity is structural, as in TopK)"
-        )
-    return "0 at every epoch"
-
-
-def _say(axes: Axes, text: str) -> None:
-    axes.text(
-        0.5,
-        0.5,
-        text,
-        transform=axes.transAxes,
-        ha="center",
-        va="center",
-        color=FAINT_INK,
-        fontsize=9.5,
-        linespacing=1.5,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 4},
-    )
+__all__ = [
+    "Curve",
+    "draw_panel",
+    "label_lines",
+    "number_text",
+    "place_axis_labels",
+    "ranges",
+    "whole_ticks",
+    "without_number",
+]

@@ -1,11 +1,13 @@
 """Which pictures a table becomes, and what their files are called."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sae_mlflow import naming
+from sae_mlflow.plots.formats import DEFAULT_FORMATS
+from sae_mlflow.plots.style import Style, load_style
 
 if TYPE_CHECKING:  # pandas takes a second to import
     import pandas as pd
@@ -17,13 +19,20 @@ _LONGEST_STEM = 180  # characters: file systems take 255 bytes, and the kind of 
 
 @dataclass(frozen=True)
 class Picture:
-    """What is to be drawn, and the file that it becomes."""
+    """What is to be drawn, how, and the files that it becomes."""
 
     kind: Literal["training_history", "single_metric", "all_layers"]
     table: "pd.DataFrame"
     path: Path
+    """Of its files, without their ending."""
     metric: str = ""
     note: str = ""
+    style: Style = field(default_factory=load_style)
+    formats: tuple[str, ...] = DEFAULT_FORMATS
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path.with_name(f"{self.path.name}.{ending}") for ending in self.formats]
 
     @property
     def has_data(self) -> bool:
@@ -31,7 +40,11 @@ class Picture:
         return bool((there == self.metric).any() if self.metric else len(there))
 
     def at(self, path: Path) -> "Picture":
-        return Picture(self.kind, self.table, path, self.metric, self.note)
+        return replace(self, path=path)
+
+    def drawn(self, style: Style, formats: Iterable[str]) -> "Picture":
+        """The same in this style, as files of these formats."""
+        return replace(self, style=style, formats=tuple(formats))
 
 
 def stem(model: str, layer: str = "", setting: str = "") -> str:
@@ -62,12 +75,11 @@ def layer_pictures(
         table: `frames.COLUMNS`, of one model, layer and setting.
     """
     single = metric or "reconstruction_loss"
-    alone = Picture(
-        "single_metric", table, folder / f"{stem}_{naming.sanitise(single)}.png", single, note
-    )
+    file = folder / f"{stem}_{naming.sanitise(single)}"
+    alone = Picture("single_metric", table, file, single, note)
     if metric:
         return [alone]
-    history = folder / f"{stem}_training_history.png"
+    history = folder / f"{stem}_training_history"
     return [Picture("training_history", table, history, note=note), alone]
 
 
@@ -80,8 +92,6 @@ def overlay_pictures(
         table: `frames.COLUMNS`, of one model.
     """
     return [
-        Picture(
-            "all_layers", table, folder / f"{stem}_all_layers_{naming.sanitise(m)}.png", m, note
-        )
+        Picture("all_layers", table, folder / f"{stem}_all_layers_{naming.sanitise(m)}", m, note)
         for m in metrics
     ]

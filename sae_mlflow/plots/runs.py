@@ -43,18 +43,18 @@ class _Job:
     home: str | None
     """The run that it is logged to; None logs it nowhere."""
     copy: Path | None = None
-    """The file that it also becomes."""
+    """The files that it also becomes, without their ending."""
     slider_steps: tuple[int, ...] = ()
     """Where it stands on the slider of the UI's image panel; nowhere for most pictures."""
 
 
 def draw_layer_run(
-    store: "Store", run_id: str, output_dir: Path | None = None, slider_steps: Sequence[int] = ()
+    store: "Store", run_id: str, choice: Choice | None = None, slider_steps: Sequence[int] = ()
 ) -> list[str]:
     """Draw a layer's two pictures from the store and log them to its run.
 
     Args:
-        output_dir: also write `{output_dir}/{model}/training_plots/`.
+        choice: how they are drawn, and where files go as well.
         slider_steps: where the training history stands on the slider of the UI's image panel.
 
     Returns:
@@ -65,17 +65,20 @@ def draw_layer_run(
 
     row = store.run(run_id)
     table = frames.run_table(store, [[row]], REQUIRED_KEYS)
-    homes, choice = _Homes(store, row.experiment_id), Choice(output_dir=output_dir)
-    history, *others = _layer_jobs(table, [[row]], homes, choice)
+    homes = _Homes(store, row.experiment_id)
+    history, *others = _layer_jobs(table, [[row]], homes, choice or Choice())
     history = replace(history, slider_steps=tuple(slider_steps))
     return list(_carry_out(store, [history, *others]))
 
 
-def draw_live(store: "Store", run_id: str, slider_steps: Sequence[int]) -> list[str]:
+def draw_live(
+    store: "Store", run_id: str, slider_steps: Sequence[int], choice: Choice | None = None
+) -> list[str]:
     """Draw a layer's training history as far as it has come, also for the UI's image slider.
 
     Args:
         slider_steps: where on it.
+        choice: how it is drawn.
 
     Returns:
         Its address, `runs:/ID/training_plots/...`.
@@ -84,11 +87,12 @@ def draw_live(store: "Store", run_id: str, slider_steps: Sequence[int]) -> list[
 
     row = store.run(run_id)
     table = frames.run_table(store, [[row]], REQUIRED_KEYS)
-    history, *_ = _layer_jobs(table, [[row]], _Homes(store, row.experiment_id), Choice())
+    choice = replace(choice or Choice(), output_dir=None)
+    history, *_ = _layer_jobs(table, [[row]], _Homes(store, row.experiment_id), choice)
     return list(_carry_out(store, [replace(history, slider_steps=tuple(slider_steps))]))
 
 
-def draw_parent(store: "Store", parent_run_id: str, output_dir: Path | None = None) -> list[str]:
+def draw_parent(store: "Store", parent_run_id: str, choice: Choice | None = None) -> list[str]:
     """Draw a training's cross-layer pictures, as `draw_layer_run` does a layer's.
 
     They go to the parent run; there are none where no layer has finished.
@@ -100,8 +104,7 @@ def draw_parent(store: "Store", parent_run_id: str, output_dir: Path | None = No
     grouped = frames.groups(rows, "all")
     table = frames.run_table(store, grouped, OVERLAY_METRICS)
     homes = _Homes(store, parent.experiment_id)
-    choice = Choice(output_dir=output_dir)
-    return list(_carry_out(store, _overlay_jobs(table, grouped, homes, choice)))
+    return list(_carry_out(store, _overlay_jobs(table, grouped, homes, choice or Choice())))
 
 
 def draw_experiment(
@@ -208,7 +211,11 @@ def _jobs(
     pictures: Sequence[Picture], copies: Sequence[Picture], home: str | None, choice: Choice
 ) -> list[_Job]:
     return [
-        _Job(picture, home, copy.path if choice.output_dir else None)
+        _Job(
+            picture.drawn(choice.style, choice.formats),
+            home,
+            copy.path if choice.output_dir else None,
+        )
         for picture, copy in zip(pictures, copies, strict=True)
     ]
 
@@ -220,32 +227,50 @@ def _carry_out(
     for job in jobs:
         if not job.picture.has_data:
             what = job.picture.metric or "training metrics"
-            _warn(f"{job.picture.path.name} isn't drawn: no {what} in the store.")
+            _warn(f"{job.picture.files[0].name} isn't drawn: no {what} in the store.")
     with_data = [job for job in jobs if job.picture.has_data]
     by_home = [(home, list(group)) for home, group in groupby(with_data, lambda job: job.home)]
     with TemporaryDirectory(prefix="sae_mlflow-") as scratch:
         folders = [Path(scratch) / str(n) for n in range(len(by_home))]
         pictures = [
-            job.picture.at(folder / job.picture.path.name)
+            _with_png(job).at(folder / job.picture.path.name)
             for folder, (_, group) in zip(folders, by_home, strict=True)
             for job in group
         ]
         # closed, so that no process goes on drawing into a folder that is gone
         with closing(draw_all(pictures, pool)) as drawn:
             for folder, (home, group) in zip(folders, by_home, strict=True):
-                for job, picture in zip(group, drawn, strict=False):  # the rest is for the next
-                    if job.copy:
-                        yield _copy(picture, job.copy)
+                for job, files in zip(group, drawn, strict=False):  # the rest is for the next
                     if home and job.slider_steps:
-                        store.log_image(home, picture, job.picture.kind, job.slider_steps)
+                        _show_on_slider(store, home, job, files)
+                    if job.copy:
+                        yield from _copy(folder, job.picture, job.copy)
                 if home:
                     yield from _log(store, home, folder)
 
 
-def _copy(picture: Path, to: Path) -> str:
-    with whole_file(to) as temporary:
-        shutil.copyfile(picture, temporary)
-    return str(to)
+def _with_png(job: _Job) -> Picture:
+    """What is to be drawn: the UI's slider takes a PNG, whether or not one is asked for."""
+    picture = job.picture
+    if not job.slider_steps or "png" in picture.formats:
+        return picture
+    return replace(picture, formats=(*picture.formats, "png"))
+
+
+def _show_on_slider(store: "Store", run_id: str, job: _Job, files: Sequence[Path]) -> None:
+    png = next(file for file in files if file.suffix == ".png")
+    store.log_image(run_id, png, job.picture.kind, job.slider_steps)
+    if "png" not in job.picture.formats:
+        png.unlink()
+
+
+def _copy(folder: Path, picture: Picture, to: Path) -> Iterator[str]:
+    """Copy a picture's files, which were drawn into a folder."""
+    for file in picture.at(folder / picture.path.name).files:
+        copy = to.with_name(to.name + file.suffix)
+        with whole_file(copy) as temporary:
+            shutil.copyfile(file, temporary)
+        yield str(copy)
 
 
 def _log(store: "Store", run_id: str, folder: Path) -> list[str]:

@@ -27,7 +27,8 @@ class LivePicture:
         if not plots.live or early or (plots.after_training and epoch == epochs):
             return
         with self._training.clock.stage("live"), drawing(self._training.display, self._label):
-            draw_live(self._training.store, self._run_id, self.slider_steps(epoch))
+            steps = self.slider_steps(epoch)
+            draw_live(self._training.store, self._run_id, steps, self._training.pictures)
             self._drawn = True
         self._last = time.monotonic()
 

@@ -13,6 +13,8 @@ from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.formats import sae_files
 from sae_mlflow.history import write_history
+from sae_mlflow.plots.choice import Choice
+from sae_mlflow.plots.style import load_style
 from sae_mlflow.sae import SAE
 
 
@@ -28,18 +30,24 @@ def check_folder(folder: str | None) -> None:
         raise UserError(_unwritable(folder, "permission denied"))
 
 
-def output_folder(settings: Settings) -> Path | None:
-    """Where a training's pictures are copied to as well; None for nowhere."""
-    return Path(settings.output.dir) if settings.output.dir else None
+def pictures(settings: Settings) -> Choice:
+    """How a training's pictures are drawn, and where they are copied to.
+
+    Raises:
+        UserError: `plots.style` is no style, or a broken one.
+    """
+    folder = Path(settings.output.dir) if settings.output.dir else None
+    style = load_style(settings.plots.style)
+    return Choice(output_dir=folder, style=style, formats=settings.plots.formats)
 
 
 def write_layer(
     settings: Settings, sae: SAE, acts: LayerActivations, history: Mapping[str, list[float]]
 ) -> None:
     """`{layer}_training_history.json`, `{layer}_sae/`, and `{layer}_sae.pt` where asked for."""
-    output, label = output_folder(settings), acts.site.label
-    assert output is not None
-    folder = output / naming.sanitise(settings.model.label)
+    label = acts.site.label
+    assert settings.output.dir is not None
+    folder = Path(settings.output.dir) / naming.sanitise(settings.model.label)
     folder.mkdir(parents=True, exist_ok=True)
     write_history(folder / f"{label}_training_history.json", history)
     sae_files.save_sae(sae, folder / f"{label}_sae", acts, settings)

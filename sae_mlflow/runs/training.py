@@ -7,6 +7,7 @@ import torch
 from sae_mlflow.config import Settings
 from sae_mlflow.lm.hookpoints import LanguageModel
 from sae_mlflow.lm.loading import load_language_model
+from sae_mlflow.plots.choice import Choice
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.reporting.stopwatch import Stopwatch
@@ -24,6 +25,8 @@ class Training:
     display: Display
     clock: Stopwatch
     device: torch.device
+    pictures: Choice = field(default_factory=Choice)
+    """How its pictures are drawn, and where they go beside the store."""
     lm: LanguageModel | None = None
     rows: list[Row] = field(default_factory=list)
 

@@ -1,0 +1,164 @@
+"""The axis of a metric's values: its range, its ticks, its target, and what can't be on it."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, Formatter, Locator, LogLocator, MaxNLocator, NullLocator
+
+from sae_mlflow.plots.curve import Curve
+from sae_mlflow.plots.numbers import number_text
+from sae_mlflow.plots.style import Style
+from sae_mlflow.plots.style_parts import MetricStyle
+from sae_mlflow.plots.text_size import broken
+
+_LEAST_SPAN = 0.05  # of the values: what is steadier than that is drawn as steady, not as noise
+TINY = 1e-300  # no log axis goes below it
+
+NOT_ON_LOG, OFF_THE_AXIS = "0 or less, not on a log axis,", "off the axis"
+
+
+class _ValueTicks(Formatter):
+    """Ticks with as many decimals as their step needs: `0.50`, `0.75`, `1.00`; never an offset."""
+
+    def __call__(self, value: float, pos: int | None = None) -> str:
+        return number_text(value)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        steps = np.diff(values)
+        largest = max(map(abs, values), default=0)
+        if not len(steps) or not 1e-3 <= largest < 1e7 or not np.allclose(steps, steps[0]):
+            return [self(value) for value in values]
+        decimals = next((d for d in range(7) if np.allclose(steps, np.round(steps, d), 1e-6)), 7)
+        return [f"{value:,.{decimals}f}" for value in values]
+
+
+def draw_value_axis(axes: Axes, style: Style, metric: str, curves: Sequence[Curve]) -> None:
+    """Fit the axis to the curves; say in words what they don't show."""
+    look, values = style.metric(metric), _values(curves)
+    axes.yaxis.set_major_formatter(_ValueTicks())
+    if not values.size:
+        axes.set_ylim(0, 1)
+        _only_words(axes, style, f"no numbers for {metric}", [])
+    elif not values.any():
+        axes.set_ylim(-0.06, 1)
+        _only_words(axes, style, _zero_text(metric), [0])
+    elif look.log and not (values > 0).any():
+        axes.set_ylim(0, 1)
+        _only_words(axes, style, "0 or less at every epoch:\nnot on a log axis", [])
+    else:
+        _scale(axes, look, values[values > 0] if look.log else values)
+        axes.yaxis.set_major_locator(_locator(axes, style, look.log))
+        _draw_target(axes, style, look, curves)
+
+
+def not_shown(curve: Curve, look: MetricStyle) -> dict[str, list[int]]:
+    """The epochs whose number is there but not on the axis, by the reason; often none."""
+    finite = curve.finite
+    low, high = look.limits
+    below = finite["mean"] <= 0 if look.log else finite["mean"].isna()
+    off = ((finite["mean"] < low) if low is not None else below) & ~below
+    off |= ((finite["mean"] > high) if high is not None else below) & ~below
+    found = {NOT_ON_LOG: finite["epoch"][below], OFF_THE_AXIS: finite["epoch"][off]}
+    return {reason: sorted(map(int, epochs)) for reason, epochs in found.items() if len(epochs)}
+
+
+def _values(curves: Sequence[Curve]) -> np.ndarray:
+    edges = [c.finite[["mean", "low", "high"]].to_numpy(dtype=float).ravel() for c in curves]
+    values = np.concatenate(edges) if edges else np.array([])
+    return values[np.isfinite(values)]
+
+
+def _scale(axes: Axes, look: MetricStyle, values: np.ndarray) -> None:
+    low, high = float(values.min()), float(values.max())
+    if look.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(_ValueTicks())
+        axes.yaxis.set_minor_locator(NullLocator())
+        decades = math.log10(high) - math.log10(low)
+        pad = 0.07 * decades + max(0.0, _LEAST_SPAN - decades) / 2
+        low = 10 ** max(math.log10(low) - pad, math.log10(TINY))
+        high = 10 ** min(math.log10(high) + pad, -math.log10(TINY))
+    else:
+        least = _LEAST_SPAN * max(abs(low), abs(high))
+        pad = 0.07 * (high - low) + max(0.0, least - (high - low)) / 2
+        low, high = low - pad, high + pad
+    first, last = look.limits
+    low, high = low if first is None else first, high if last is None else last
+    if low >= high:  # all of the data lies beyond the one limit that is set
+        low, high = (low, low + 1) if last is None else (high / 10 if look.log else high - 1, high)
+    axes.set_ylim(low, high)
+
+
+def _locator(axes: Axes, style: Style, log: bool) -> Locator:
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    height = figure.get_size_inches()[1] * axes.get_position().height
+    most = int(2 * height / (style.points("tick") / 9)) + 2
+    low, high = axes.get_ylim()
+    decades = math.log10(high) - math.log10(low) if log else 0.0
+    if decades < 1:
+        return MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
+    subs = (1.0, 2.0, 5.0) if 3 * decades <= most else (1.0,)
+    return LogLocator(subs=subs, numticks=most)
+
+
+def _draw_target(axes: Axes, style: Style, look: MetricStyle, curves: Sequence[Curve]) -> None:
+    """A line at the target, where the data's axis has it; its name where the curves are far."""
+    target = look.target
+    low, high = axes.get_ylim()
+    if target is None or not low < target < high:
+        return
+    axes.axhline(
+        target,
+        color=style.colours.faint,
+        linewidth=style.factor,
+        linestyle=(0, (4, 2)),
+        zorder=1.5,
+    )
+    ends = [(c.finite["mean"].iloc[0], c.finite["mean"].iloc[-1]) for c in curves if len(c.finite)]
+    at_left = min(abs(a - target) for a, _ in ends) >= min(abs(b - target) for _, b in ends)
+    height = axes.transAxes.inverted().transform(axes.transData.transform((0, target)))[1]
+    under = height > 0.9
+    axes.annotate(
+        f"target {number_text(target)}",
+        (0.012 if at_left else 0.988, target),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(0, -2 if under else 2),
+        textcoords="offset points",
+        ha="left" if at_left else "right",
+        va="top" if under else "bottom",
+        fontsize=style.points("tick"),
+        color=style.colours.faint,
+        zorder=1.6,
+    )
+
+
+def _zero_text(metric: str) -> str:
+    if metric == "sparsity_loss":
+        return (
+            "0 at every epoch: there is no sparsity penalty\n"
+            "(none is needed where sparsity is structural, as in TopK)"
+        )
+    return "0 at every epoch"
+
+
+def _only_words(axes: Axes, style: Style, text: str, ticks: list[float]) -> None:
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    room = 0.92 * figure.get_size_inches()[0] * axes.get_position().width
+    size = style.points("note")
+    axes.text(
+        0.5,
+        0.5,
+        "\n".join(line for part in text.split("\n") for line in broken(part, room, size)),
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        color=style.colours.faint,
+        fontsize=size,
+        linespacing=1.5,
+        bbox={"facecolor": style.colours.panel, "edgecolor": "none", "pad": 4},
+    )
