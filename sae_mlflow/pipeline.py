@@ -55,13 +55,13 @@ def run_training(
         outputs.check_folder(settings.output.dir)
         pictures = outputs.pictures(settings)
         check_trackers(settings.trackers)
-        check_model(settings)
+        n_layers = check_model(settings).n_layers
         device = resolve_device(settings.model.device)
     with clock.stage("store"):
         store = Store(tracking_uri)
         experiment, experiment_id = choose_experiment(store, settings, experiment_name)
     training = Training(
-        settings, store, experiment, experiment_id, display, clock, device, pictures
+        settings, store, experiment, experiment_id, display, clock, device, pictures, n_layers
     )
     with recorded(open_parent(training)) as parent:
         log_settings(training, parent)

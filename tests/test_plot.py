@@ -181,21 +181,22 @@ def test_an_experiment_is_drawn_whole_into_its_runs_and_a_folder(
     outcome = plot_experiment("llama2", "--output-dir", tmp_path / "out")
     assert outcome.status == 0
     files = [line for line in outcome.lines if not line.startswith("runs:/")]
-    assert len(files) == len(outcome.lines) - len(files) == 3 * 2 + 3
+    assert len(files) == len(outcome.lines) - len(files) == 3 * 2 + 3 + 1
     assert all(Path(file).is_file() for file in files)
     assert tree(tmp_path / "out") == sorted(
-        f"{STEM}/training_plots/{STEM}_{name}.png"
+        f"{STEM}/training_plots/{name}.png"
         for name in [
             *(
-                f"layer{n}_{k}"
+                f"{STEM}_layer{n}_{k}"
                 for n in (9, 10, 20)
                 for k in ("training_history", "reconstruction_loss")
             ),
-            *(f"all_layers_{m}" for m in ("reconstruction_loss", "total_loss", "l0_norm")),
+            *(f"{STEM}_all_layers_{m}" for m in ("reconstruction_loss", "total_loss", "l0_norm")),
+            "final_metrics_by_layer",
         ]
     )
     assert sorted(artifacts(runs["layer10"])) == LAYER_PICTURES
-    assert sorted(artifacts(runs["parent"])) == OVERLAYS
+    assert sorted(artifacts(runs["parent"])) == sorted([*OVERLAYS, "final_metrics_by_layer.png"])
 
 
 def test_without_log_and_comparison_only_the_layers_files_are_left(plot_experiment, tmp_path):
@@ -223,6 +224,16 @@ def test_a_metric_alone_is_one_picture_a_layer_and_one_overlay(plot_experiment, 
     assert lines(figures[-1]) == {f"layer{n}": [32.0] * 3 for n in (9, 10, 20)}
 
 
+def overlay_of_loss(figures: Sequence[Figure]) -> Figure:
+    (found,) = [
+        figure
+        for figure in figures
+        if figure.texts[0].get_text().endswith("all layers")
+        and figure.axes[0].get_title() == "Reconstruction loss"
+    ]
+    return found
+
+
 @pytest.fixture(scope="module")
 def swept() -> dict[str, str]:
     """Experiment `sweep`: one training of layer 5 with k = 8, 16 and two seeds each."""
@@ -243,7 +254,7 @@ def test_settings_of_one_layer_are_told_apart_in_labels_and_file_names(
     files = [Path(line).name for line in outcome.lines if not line.startswith("runs:/")]
     assert f"{STEM}_layer5_sae.k-8_training_history.png" in files
     assert f"{STEM}_layer5_sae.k-16_training_history.png" in files
-    assert lines(figures[-3]) == {
+    assert lines(overlay_of_loss(figures)) == {
         "layer5 · sae.k=8": [9.0, 4.5],  # the later seed
         "layer5 · sae.k=16": [17.0, 8.5],
     }
@@ -253,11 +264,12 @@ def test_settings_of_one_layer_are_told_apart_in_labels_and_file_names(
 
 def test_all_runs_are_mean_and_range_over_seeds_in_the_parent(plot_experiment, figures, swept):
     outcome = plot_experiment("sweep", "--runs", "all")
-    assert lines(figures[-3]) == {
+    overlay = overlay_of_loss(figures)
+    assert lines(overlay) == {
         "layer5 · sae.k=8": [8.5, 4.25],
         "layer5 · sae.k=16": [16.5, 8.25],
     }
-    assert len(figures[-3].axes[0].collections) == 2
+    assert len(overlay.axes[0].collections) == 2
     assert {line.split("/")[1] for line in outcome.lines} == {swept["parent"]}
     assert f"{STEM}_layer5_sae.k-16_reconstruction_loss.png" in artifacts(swept["parent"])
 
@@ -493,7 +505,7 @@ def test_the_real_command_draws_an_experiment_in_two_processes(tmp_path):
     done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.splitlines()) == [f"out/{file}" for file in tree(tmp_path / "out")]
-    assert len(done.stdout.splitlines()) == 9
+    assert len(done.stdout.splitlines()) == 10
 
 
 def test_plotting_imports_neither_torch_nor_transformers(tmp_path):

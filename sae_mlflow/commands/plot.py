@@ -12,7 +12,7 @@ from sae_mlflow.plots.choice import Choice, parse_layers
 from sae_mlflow.plots.drawing import drawing_processes
 from sae_mlflow.plots.files import draw_history_file, draw_sae_dir
 from sae_mlflow.plots.formats import DEFAULT_FORMATS, parse_formats
-from sae_mlflow.plots.runs import draw_experiment
+from sae_mlflow.plots.runs import draw_experiments
 from sae_mlflow.plots.style import load_style
 
 DEFAULT_SAE_DIR = Path("results/saes")
@@ -20,7 +20,12 @@ DEFAULT_SAE_DIR = Path("results/saes")
 
 def plot_command(
     experiment: Annotated[
-        str | None, typer.Option(help="Draw this MLflow experiment's runs, out of the store.")
+        list[str] | None,
+        typer.Option(
+            help="Draw this MLflow experiment's runs, out of the store. Given several times, runs "
+            "of all of them are held against each other.",
+            metavar="NAME",
+        ),
     ] = None,
     sae_dir: Annotated[
         Path | None,
@@ -48,6 +53,13 @@ def plot_command(
         typer.Option(
             help="Of runs that differ only in their seed: the latest, or all, as mean and range. "
             "[default: latest]"
+        ),
+    ] = None,
+    filter: Annotated[
+        str | None,
+        typer.Option(
+            help="Only runs of which this holds, in MLflow's filter language: "
+            "\"params.`sae.k` = '32' and metrics.val_fvu < 0.1\"."
         ),
     ] = None,
     comparison: Annotated[
@@ -81,10 +93,11 @@ def plot_command(
     Prints each file and artifact that it made.
     """
     _refuse_conflicts(
-        experiment is not None,
+        bool(experiment),
         files={"--sae-dir": sae_dir is not None, "--history-file": history_file is not None},
         store={
             "--runs": runs is not None,
+            "--filter": filter is not None,
             "--log": log is True,
             "--no-log": log is False,
             "--tracking-uri": tracking_uri is not None,
@@ -95,14 +108,15 @@ def plot_command(
         layers=parse_layers(layers) if layers else (),
         metric=metric or None,
         runs=runs or "latest",
-        comparison=experiment is not None if comparison is None else comparison,
+        filter=filter or None,
+        comparison=bool(experiment) if comparison is None else comparison,
         log=log is not False,
         output_dir=output_dir,
         style=load_style(style or None),
         formats=parse_formats(format_),
     )
     made: Iterator[str]
-    if experiment is not None:
+    if experiment:
         made = _from_store(experiment, choice, tracking_uri)
     elif history_file is not None:
         if choice.comparison:
@@ -114,13 +128,13 @@ def plot_command(
         print(line, flush=True)
 
 
-def _from_store(experiment: str, choice: Choice, tracking_uri: str | None) -> Iterator[str]:
+def _from_store(experiments: list[str], choice: Choice, tracking_uri: str | None) -> Iterator[str]:
     if not choice.log and choice.output_dir is None:
         raise UserError("--no-log without --output-dir DIR would leave no picture. Add the latter.")
     with drawing_processes() as pool:
         from sae_mlflow.tracking.store import Store
 
-        yield from draw_experiment(Store(tracking_uri), experiment, choice, pool)
+        yield from draw_experiments(Store(tracking_uri), experiments, choice, pool)
 
 
 def _refuse_conflicts(

@@ -26,6 +26,8 @@ class Choice:
     metric: str | None = None
     """Draw this one alone: a single picture a layer, and one overlay."""
     runs: Literal["latest", "all"] = "latest"
+    filter: str | None = None
+    """Only runs of which this holds, in MLflow's filter language."""
     comparison: bool = True
     log: bool = True
     output_dir: Path | None = None
@@ -48,9 +50,24 @@ def parse_layers(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(labels))
 
 
-def finished_rows(store: "Store", experiment: str, experiment_id: str) -> list["RunRow"]:
-    if rows := store.layer_runs(experiment_id):
+def finished_rows(
+    store: "Store", experiment: str, experiment_id: str, also: str | None = None
+) -> list["RunRow"]:
+    """The finished layer runs of an experiment, newest first.
+
+    Args:
+        also: a condition in MLflow's filter language.
+
+    Raises:
+        UserError: there are none, or MLflow doesn't take the condition.
+    """
+    if rows := store.layer_runs(experiment_id, also=also):
         return rows
+    if also and store.layer_runs(experiment_id):
+        raise UserError(
+            f"Experiment {experiment!r} in {store.shown_uri} has no finished SAE run for which "
+            f"{also} holds. Change --filter, or leave it away."
+        )
     unfinished = store.layer_runs(experiment_id, finished=False)
     if not unfinished:
         raise UserError(
@@ -64,9 +81,13 @@ def finished_rows(store: "Store", experiment: str, experiment_id: str) -> list["
     )
 
 
-def chosen_rows(rows: list["RunRow"], experiment: str, choice: Choice) -> list["RunRow"]:
-    """The rows of the chosen model and layers; says what there is where one isn't."""
-    where = f"Experiment {experiment!r}"
+def chosen_rows(rows: list["RunRow"], experiments: str, choice: Choice) -> list["RunRow"]:
+    """The rows of the chosen model and layers; says what there is where one isn't.
+
+    Args:
+        experiments: their names, quoted.
+    """
+    where = f"Experiment {experiments}"
     if choice.model is not None:
         models = sorted({row.model for row in rows})
         rows = [row for row in rows if same_model(row.model, choice.model)]

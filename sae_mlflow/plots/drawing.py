@@ -106,10 +106,15 @@ def _import_libraries() -> None:
 def _figure(picture: Picture) -> "Figure":
     from sae_mlflow.plots import figures
 
+    table, metric, note, style = picture.table, picture.metric, picture.note, picture.style
     match picture.kind:
         case "training_history":
-            return figures.training_history(picture.table, picture.note, picture.style)
+            return figures.training_history(table, note, style)
         case "single_metric":
-            return figures.single_metric(picture.table, picture.metric, picture.note, picture.style)
+            return figures.single_metric(table, metric, note, style)
         case "all_layers":
-            return figures.all_layers(picture.table, picture.metric, picture.note, picture.style)
+            return figures.all_layers(table, metric, note, style)
+        case _:
+            from sae_mlflow.plots.compare.figures import comparison
+
+            return comparison(picture)

@@ -20,6 +20,9 @@ and is empty where they don't; runs that share model, layer and setting differ i
 
 Which = Literal["latest", "all"]
 
+EXPERIMENT = "experiment"
+"""Among the params of runs that were read from several experiments."""
+
 _SETTING_PREFIXES = ("sae.", "train.", "text.", "activations.", "model.")
 # about the whole training, about the machine, and about what is logged of it
 _NO_SETTING = {"model.layers", "model.device", "train.log_every_tokens"}
@@ -37,7 +40,7 @@ def settings_of(row: HasSettings) -> dict[str, str]:
     return {
         key: value
         for key, value in row.params.items()
-        if key.startswith(_SETTING_PREFIXES) and key not in _NO_SETTING
+        if (key.startswith(_SETTING_PREFIXES) or key == EXPERIMENT) and key not in _NO_SETTING
     }
 
 
@@ -67,7 +70,7 @@ def setting_labels(grouped: Sequence[Sequence["RunRow"]]) -> list[str]:
         mine = [i for i, group in enumerate(grouped) if group[0].model == model]
         layers = [grouped[i][0].layer for i in mine]
         if len(set(layers)) < len(layers):
-            for i, label in zip(mine, _differences([grouped[i][0] for i in mine]), strict=True):
+            for i, label in zip(mine, differences([grouped[i][0] for i in mine]), strict=True):
                 labels[i] = label
     return labels
 
@@ -142,7 +145,7 @@ def _group_key(row: "RunRow") -> tuple[object, ...]:
     return (row.model, where, what, frozenset(settings_of(row).items()))
 
 
-def _differences(rows: Sequence[HasSettings]) -> list[str]:
+def differences(rows: Sequence[HasSettings]) -> list[str]:
     settings = [settings_of(row) for row in rows]
     keys = sorted({key for each in settings for key in each})
     differing = [key for key in keys if len({each.get(key, "") for each in settings}) > 1]

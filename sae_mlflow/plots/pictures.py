@@ -17,11 +17,26 @@ OVERLAY_METRICS = ("reconstruction_loss", "total_loss", "l0_norm")
 _LONGEST_STEM = 180  # characters: file systems take 255 bytes, and the kind of picture is added
 
 
+Kind = Literal[
+    "training_history",
+    "single_metric",
+    "all_layers",
+    "facets",
+    "by_depth",
+    "heat_map",
+    "pareto",
+    "final_metrics_by_layer",
+    "dead_latents",
+    "ridges",
+]
+"""Of the last seven see `compare.plan`."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """What is to be drawn, how, and the files that it becomes."""
 
-    kind: Literal["training_history", "single_metric", "all_layers"]
+    kind: Kind
     table: "pd.DataFrame"
     path: Path
     """Of its files, without their ending."""
@@ -29,6 +44,8 @@ class Picture:
     note: str = ""
     style: Style = field(default_factory=load_style)
     formats: tuple[str, ...] = DEFAULT_FORMATS
+    title: tuple[str, str] = ("", "")
+    """Of a comparison: what stands for the model, and what is compared."""
 
     @property
     def files(self) -> list[Path]:
@@ -36,6 +53,8 @@ class Picture:
 
     @property
     def has_data(self) -> bool:
+        if "metric" not in self.table:
+            return len(self.table) > 0
         there = self.table["metric"]
         return bool((there == self.metric).any() if self.metric else len(there))
 

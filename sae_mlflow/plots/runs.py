@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sae_mlflow import naming
+from sae_mlflow.errors import known
 from sae_mlflow.history import REQUIRED_KEYS
 from sae_mlflow.plots.choice import Choice, chosen_rows, finished_rows
 from sae_mlflow.plots.drawing import draw_all
@@ -35,6 +36,10 @@ if TYPE_CHECKING:  # pandas and mlflow take seconds to import
 
     from sae_mlflow.tracking.contents import RunRow
     from sae_mlflow.tracking.store import Store
+
+
+ALL_MODELS = "all models"
+"""In a model's place, of what several share."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +112,16 @@ def draw_parent(store: "Store", parent_run_id: str, choice: Choice | None = None
     return list(_carry_out(store, _overlay_jobs(table, grouped, homes, choice or Choice())))
 
 
-def draw_experiment(
-    store: "Store", experiment: str, choice: Choice, pool: "ProcessPoolExecutor | None" = None
+def draw_experiments(
+    store: "Store",
+    experiments: Sequence[str],
+    choice: Choice,
+    pool: "ProcessPoolExecutor | None" = None,
 ) -> Iterator[str]:
-    """Draw what is chosen of an experiment; yields each artifact's address and file's path.
+    """Draw what is chosen of experiments; yields each artifact's address and file's path.
+
+    Runs of several experiments are held against each other as if they were one's. What they share
+    goes to a run of the first.
 
     Args:
         pool: of `drawing.drawing_processes`, so that they start while the store is read.
@@ -121,15 +132,34 @@ def draw_experiment(
     """
     from sae_mlflow.plots import frames
 
-    experiment_id = store.find_experiment(experiment)
-    rows = chosen_rows(finished_rows(store, experiment, experiment_id), experiment, choice)
+    experiments = list(dict.fromkeys(experiments))
+    ids = [store.find_experiment(name) for name in experiments]
+    rows = [
+        row
+        for name, experiment_id in zip(experiments, ids, strict=True)
+        for row in _of_experiment(store, name, experiment_id, choice, len(experiments) > 1)
+    ]
+    rows = chosen_rows(rows, known(map(repr, experiments)), choice)
     grouped = frames.groups(rows, choice.runs)
     table = frames.run_table(store, grouped, [choice.metric] if choice.metric else REQUIRED_KEYS)
-    homes = _Homes(store, experiment_id) if choice.log else None
+    homes = _Homes(store, ids[0]) if choice.log else None
     jobs = _layer_jobs(table, grouped, homes, choice)
     if choice.comparison:
         jobs += _overlay_jobs(table, grouped, homes, choice)
+        jobs += _comparison_jobs(store, rows, homes, choice)
     yield from _carry_out(store, jobs, pool)
+
+
+def _of_experiment(
+    store: "Store", name: str, experiment_id: str, choice: Choice, among_others: bool
+) -> list["RunRow"]:
+    """Finished runs; among those of other experiments, theirs is one of their settings."""
+    from sae_mlflow.plots.frames import EXPERIMENT
+
+    rows = finished_rows(store, name, experiment_id, choice.filter)
+    if not among_others:
+        return rows
+    return [replace(row, params={**row.params, EXPERIMENT: name}) for row in rows]
 
 
 class _Homes:
@@ -152,7 +182,7 @@ class _Homes:
             self._there[parent] = self._store.is_there(parent)
         if parent and self._there[parent]:
             return parent
-        model = rows[0].model
+        model = rows[0].model if len({row.model for row in rows}) == 1 else ALL_MODELS
         if model not in self._comparisons:
             run = self._store.comparison_run(self._experiment_id, model)
             self._comparisons[model] = run.run_id
@@ -201,6 +231,25 @@ def _overlay_jobs(
         home = homes.shared(rows) if homes else None
         jobs += _jobs(pictures, copies, home, choice)
     return jobs
+
+
+def _comparison_jobs(
+    store: "Store", rows: Sequence["RunRow"], homes: _Homes | None, choice: Choice
+) -> list[_Job]:
+    """Of all runs; they go where all belong together."""
+    from sae_mlflow.plots import frames
+    from sae_mlflow.plots.compare.plan import Compared, comparisons
+
+    compared = Compared(store, frames.groups(rows, "all"), choice.metric)
+    pictures = comparisons(compared)
+    if not pictures:
+        return []
+    home = homes.shared(compared.rows) if homes else None
+    several = len(compared.models) > 1
+    folder = naming.sanitise(ALL_MODELS) if several else naming.sanitise(compared.models[0])
+    root = (choice.output_dir or Path()) / folder / naming.PLOTS_FOLDER
+    copies = [picture.at(root / picture.path.name) for picture in pictures]
+    return _jobs(pictures, copies, home, choice)
 
 
 def _folder(choice: Choice, row: "RunRow") -> Path:

@@ -69,9 +69,13 @@ class Style(Part):
         """How a metric is drawn, its colour resolved; one that isn't known is called by its key."""
         found = self.metrics.get(name) or MetricStyle(label=name.replace("_", " "), unit=name)
         if isinstance(found.colour, int):
-            colours = self._palette()
-            found = found.model_copy(update={"colour": colours[found.colour % len(colours)]})
+            found = found.model_copy(update={"colour": self.colour(found.colour)})
         return found
+
+    def colour(self, place: int) -> str:
+        """Of the palette; after its last one it begins anew."""
+        colours = self._palette()
+        return colours[place % len(colours)]
 
     def layer_colours(self) -> "Colormap":
         """From the first layer's colour (0) to the last one's (1)."""

@@ -111,6 +111,7 @@ class Titles(Part):
     training_history: Template
     single_metric: Template
     all_layers: Template
+    comparison: Template
     panel: Template
     note: bool
 

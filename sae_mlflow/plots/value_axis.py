@@ -19,7 +19,7 @@ TINY = 1e-300  # no log axis goes below it
 NOT_ON_LOG, OFF_THE_AXIS = "0 or less, not on a log axis,", "off the axis"
 
 
-class _ValueTicks(Formatter):
+class ValueTicks(Formatter):
     """Ticks with as many decimals as their step needs: `0.50`, `0.75`, `1.00`; never an offset."""
 
     def __call__(self, value: float, pos: int | None = None) -> str:
@@ -37,7 +37,7 @@ class _ValueTicks(Formatter):
 def draw_value_axis(axes: Axes, style: Style, metric: str, curves: Sequence[Curve]) -> None:
     """Fit the axis to the curves; say in words what they don't show."""
     look, values = style.metric(metric), _values(curves)
-    axes.yaxis.set_major_formatter(_ValueTicks())
+    axes.yaxis.set_major_formatter(ValueTicks())
     if not values.size:
         axes.set_ylim(0, 1)
         _only_words(axes, style, f"no numbers for {metric}", [])
@@ -74,7 +74,7 @@ def _scale(axes: Axes, look: MetricStyle, values: np.ndarray) -> None:
     low, high = float(values.min()), float(values.max())
     if look.log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(_ValueTicks())
+        axes.yaxis.set_major_formatter(ValueTicks())
         axes.yaxis.set_minor_locator(NullLocator())
         decades = math.log10(high) - math.log10(low)
         pad = 0.07 * decades + max(0.0, _LEAST_SPAN - decades) / 2
@@ -162,3 +162,13 @@ def _only_words(axes: Axes, style: Style, text: str, ticks: list[float]) -> None
         linespacing=1.5,
         bbox={"facecolor": style.colours.panel, "edgecolor": "none", "pad": 4},
     )
+
+
+def fit_values(axes: Axes, values: "np.ndarray") -> None:
+    """A linear axis around the finite values; steady ones don't look like noise."""
+    finite = values[np.isfinite(values)]
+    if finite.size:
+        low, high = float(finite.min()), float(finite.max())
+        pad = max(0.07 * (high - low), _LEAST_SPAN / 2 * max(abs(low), abs(high)), 1e-9)
+        axes.set_ylim(low - pad, high + pad)
+    axes.yaxis.set_major_formatter(ValueTicks())

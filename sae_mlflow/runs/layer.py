@@ -32,6 +32,7 @@ def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> 
     trainer = Trainer(sae, settings.train, acts.n_train)
     with recorded(_open_layer_run(training, parent, acts)) as run:
         run.log_params(_layer_params(settings, trainer, acts))
+        run.log_params({"lm.n_layers": training.n_layers})
         live, mirror = LivePicture(training, run.run_id, label), open_mirror(training, run)
         history = _epochs(training, run, acts, trainer, live, mirror)
         mirror.finish()

@@ -27,6 +27,8 @@ class Training:
     device: torch.device
     pictures: Choice = field(default_factory=Choice)
     """How its pictures are drawn, and where they go beside the store."""
+    n_layers: int | None = None
+    """Blocks of the language model."""
     lm: LanguageModel | None = None
     rows: list[Row] = field(default_factory=list)
 

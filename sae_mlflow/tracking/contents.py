@@ -52,3 +52,7 @@ class RunRow:
     @property
     def layer(self) -> str:
         return self.tags.get("sae.layer", "")
+
+    @property
+    def architecture(self) -> str:
+        return self.tags.get("sae.architecture", "")

@@ -14,7 +14,11 @@ import mlflow
 from alembic.util.exc import CommandError
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import mlflow_tags
@@ -211,15 +215,38 @@ class Store:
         return found.experiment_id
 
     def layer_runs(
-        self, experiment_id: str, *, parent_id: str | None = None, finished: bool = True
+        self,
+        experiment_id: str,
+        *,
+        parent_id: str | None = None,
+        finished: bool = True,
+        also: str | None = None,
     ) -> list[RunRow]:
-        """The SAE trainings of an experiment, newest first."""
+        """The SAE trainings of an experiment, newest first.
+
+        Args:
+            also: a condition in MLflow's own filter language.
+
+        Raises:
+            UserError: MLflow doesn't take the condition.
+        """
         where = f"tags.`sae.role` = '{ROLE_LAYER}'"
         if finished:
             where += " and attributes.status = 'FINISHED'"
         if parent_id:
             where += f" and tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{parent_id}'"
-        return list(self._search(experiment_id, where))
+        if not also:
+            return list(self._search(experiment_id, where))
+        try:
+            return list(self._search(experiment_id, f"{where} and {also}"))
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(INVALID_PARAMETER_VALUE):
+                raise
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"--filter {also!r} isn't one of MLflow's: {reason} Write it as "
+                "\"params.`sae.k` = '32' and metrics.val_fvu < 0.1\"."
+            ) from None
 
     def parent_runs(self, experiment_id: str, running: bool) -> list[RunRow]:
         """The trainings of an experiment, newest first; those under way, or all of them."""

@@ -1,0 +1,1 @@
+"""Pictures that hold runs against each other: models, architectures, seeds, layers."""

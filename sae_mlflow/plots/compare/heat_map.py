@@ -1,0 +1,99 @@
+"""A metric of many layers at once: a row a layer, a column an epoch."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from sae_mlflow.plots.compare.tables import layers_of
+from sae_mlflow.plots.frames import over_seeds
+from sae_mlflow.plots.numbers import whole_ticks
+from sae_mlflow.plots.page_layout import Rooms, new_page
+from sae_mlflow.plots.style import Style
+from sae_mlflow.plots.text_size import inches
+from sae_mlflow.plots.value_axis import ValueTicks
+
+_BAR_GAP, _BAR_WIDTH = 0.22, 0.17  # inches
+_LOG_FROM = 30.0  # largest over smallest value, from which on the colours are of its logarithm
+
+
+def heat_map(
+    table: pd.DataFrame, metric: str, title: tuple[str, str], note: str, style: Style
+) -> Figure:
+    """Layers from top to bottom, epochs from left to right; what is no number has the page's grid
+    colour, and is said.
+
+    Args:
+        table: `frames.COLUMNS`, of one model and setting.
+    """
+    rows = table[table["metric"] == metric]
+    layers = layers_of(rows)
+    means = over_seeds(rows).pivot(index="layer", columns="epoch", values="mean")
+    first, last = int(means.columns.min()), int(means.columns.max())
+    grid = means.reindex(index=layers, columns=range(first, last + 1)).to_numpy(dtype=float)
+    grid = np.where(np.isfinite(grid), grid, np.nan)
+    look = style.metric(metric)
+    gaps = "empty: no number" if np.isnan(grid).any() else ""
+    with style.theme():
+        size = style.points("tick")
+        width = style.sizes.overlay_panel[0]
+        beside = _BAR_GAP + _BAR_WIDTH + inches("0.0000", size) + 0.45 * size / 9
+        page = new_page(
+            style,
+            1,
+            1,
+            (width, max(2.2, min(0.19 * len(layers) * size / 9, 9.0))),
+            (
+                style.titles.comparison,
+                {"model": title[0], "metric": title[1], "layer": "", "setting": ""},
+            ),
+            [" · ".join(filter(None, (note, gaps)))],
+            right=Rooms(style).right + beside,
+        )
+        (axes,) = page.panels
+        axes.set_facecolor(style.colours.grid)
+        extent = (first - 0.5, last + 0.5, len(layers) - 0.5, -0.5)
+        image = axes.imshow(
+            grid,
+            aspect="auto",
+            interpolation="nearest",
+            cmap="viridis",
+            norm=_norm(grid),
+            extent=extent,
+        )
+        axes.grid(visible=False)
+        axes.xaxis.set_major_locator(FixedLocator(whole_ticks(first, last)))
+        axes.set_xlabel("epoch")
+        _name_layers(axes, style, layers)
+        figure, box = page.figure, axes.get_position()
+        inch = 1 / figure.get_size_inches()[0]
+        bar = figure.add_axes((box.x1 + _BAR_GAP * inch, box.y0, _BAR_WIDTH * inch, box.height))
+        drawn = figure.colorbar(image, cax=bar)
+        drawn.set_label(look.unit)
+        drawn.outline.set_visible(False)
+        drawn.ax.yaxis.set_major_formatter(ValueTicks())
+        drawn.ax.yaxis.set_minor_locator(NullLocator())
+        drawn.ax.grid(False)
+    return page.figure
+
+
+def _norm(grid: np.ndarray) -> Normalize:
+    values = grid[np.isfinite(grid)]
+    if not values.size:
+        return Normalize(0, 1)
+    low, high = float(values.min()), float(values.max())
+    if low > 0 and high / low >= _LOG_FROM:
+        return LogNorm(low, high)
+    return Normalize(low, high if high > low else low + 1)
+
+
+def _name_layers(axes, style: Style, layers: list[str]) -> None:  # type: ignore[no-untyped-def]
+    figure = axes.get_figure(root=True)
+    height = figure.get_size_inches()[1] * axes.get_position().height
+    most = max(2, int(height / (1.3 * style.points("tick") / 72)))
+    step = -(-len(layers) // most)
+    places = list(range(0, len(layers), step))
+    axes.yaxis.set_major_locator(FixedLocator(places))
+    axes.set_yticklabels([layers[place].removeprefix("layer") for place in places])
+    axes.set_ylabel("layer")

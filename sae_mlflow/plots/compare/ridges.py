@@ -1,0 +1,142 @@
+"""How often latents fire, layer under layer: histograms of log10 density, as ridges."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
+
+from sae_mlflow.plots.compare.facets import spread
+from sae_mlflow.plots.page_layout import Page, Rooms, new_page
+from sae_mlflow.plots.style import Style
+from sae_mlflow.plots.text_size import inches
+
+COLUMNS = ["run_id", "ridge", "low", "high", "share", "never_fired"]
+"""A row a bin: edges are log10 of a density, shares are of all latents; `ridge` names a run."""
+
+_MOST_RIDGES = 60
+_OVERLAP = 1.6  # of a ridge's own height, that the tallest one reaches
+_BOUNDS = (-2.0, -1.0)  # 1% and 10% of the tokens
+
+
+def ridges(table: pd.DataFrame, title: tuple[str, str], note: str, style: Style) -> Figure:
+    """One ridge a run, in the table's order from top to bottom.
+
+    Args:
+        table: `COLUMNS`.
+    """
+    names = list(dict.fromkeys(table["run_id"]))
+    shown = spread(names, _MOST_RIDGES)
+    labels = {run: str(rows["ridge"].iloc[0]) for run, rows in table.groupby("run_id", sort=False)}
+    with style.theme():
+        page = _page(style, [labels[run] for run in shown], title, _notes(note, names, shown))
+        (axes,) = page.panels
+        colours = style.layer_colours()
+        tallest = float(table["share"].max()) or 1.0
+        for rank, run in enumerate(shown):
+            colour = to_hex(colours(rank / max(1, len(shown) - 1)))
+            _ridge(
+                axes, style, table[table["run_id"] == run], len(shown) - 1 - rank, tallest, colour
+            )
+        _axes(page, table, [labels[run] for run in shown])
+        _say_dead(axes, style, table, shown)
+    return page.figure
+
+
+def _page(style: Style, labels: list[str], title: tuple[str, str], notes: list[str]) -> Page:
+    size = style.points("tick")
+    height = max(2.0, len(labels) * (0.34 if len(labels) <= 20 else 0.2) * size / 9 + 0.5)
+    width = style.sizes.overlay_panel[0]
+    room = max(inches(label, size) for label in labels)
+    extra = max(0.0, room + 0.2 - Rooms(style).ticks)
+    beside = inches("dead 100.0%", size) + 0.15
+    page = new_page(
+        style,
+        1,
+        1,
+        (width, height),
+        (
+            style.titles.comparison,
+            {"model": title[0], "metric": title[1], "layer": "", "setting": ""},
+        ),
+        notes,
+        right=Rooms(style).right + beside,
+    )
+    _push_right(page, extra)
+    return page
+
+
+def _push_right(page: Page, by: float) -> None:
+    """Room for labels longer than a number; the page grows, or its panel shrinks."""
+    (axes,), figure = page.panels, page.figure
+    width, height = figure.get_size_inches()
+    box = axes.get_position()
+    fixed = page.style.sizes.page_width is not None
+    grown = width if fixed else width + by
+    across = box.width * width - (by if fixed else 0)
+    axes.set_position(((box.x0 * width + by) / grown, box.y0, across / grown, box.height))
+    for text in figure.texts:
+        text.set_x(text.get_position()[0] * width / grown)
+    figure.set_size_inches(grown, height)
+
+
+def _ridge(
+    axes: Axes, style: Style, rows: pd.DataFrame, base: int, tallest: float, colour: str
+) -> None:
+    rows = rows.sort_values("low")
+    edges = np.append(rows["low"].to_numpy(dtype=float), float(rows["high"].iloc[-1]))
+    heights = np.append(rows["share"].to_numpy(dtype=float), 0.0) / tallest * _OVERLAP
+    axes.fill_between(
+        edges,
+        base,
+        base + heights,
+        step="post",
+        facecolor=colour,
+        alpha=0.75,
+        edgecolor=style.colours.panel,
+        linewidth=0.6,
+        zorder=2 + (1 - base / 1000),
+    )
+    axes.plot(edges[[0, -1]], [base, base], color=colour, linewidth=0.8, zorder=2)
+
+
+def _axes(page: Page, table: pd.DataFrame, labels: list[str]) -> None:
+    (axes,), style = page.panels, page.style
+    first = float(table["low"].min())
+    axes.set_xlim(first - 0.05, 0.05)
+    axes.set_ylim(-0.3, len(labels) - 1 + _OVERLAP + 0.15)
+    axes.xaxis.set_major_locator(FixedLocator(list(range(int(np.ceil(first)), 1))))
+    axes.xaxis.set_major_formatter(lambda log, _: f"{log:.0f} ({100 * 10.0**log:g}%)")
+    axes.yaxis.set_major_locator(FixedLocator(list(range(len(labels)))))
+    axes.set_yticklabels(list(reversed(labels)))
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("log10 of the share of tokens on which a latent fires")
+    for at in _BOUNDS:
+        if at > first:
+            axes.axvline(
+                at, color=style.colours.faint, linewidth=1, linestyle=(0, (4, 2)), zorder=1
+            )
+
+
+def _say_dead(axes: Axes, style: Style, table: pd.DataFrame, shown: list[str]) -> None:
+    """Right of each ridge, the share that isn't in it."""
+    dead = table.groupby("run_id")["never_fired"].first()
+    for rank, run in enumerate(shown):
+        axes.text(
+            1.01,
+            len(shown) - 1 - rank,
+            f"dead {dead[run]:.1%}",
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=style.points("tick"),
+            color=style.colours.faint,
+        )
+
+
+def _notes(note: str, names: list[str], shown: list[str]) -> list[str]:
+    left_out = (
+        f"{len(shown)} of {len(names)} runs, evenly spread" if len(shown) < len(names) else ""
+    )
+    heights = "height: share of the latents; dead: fired on no token that was evaluated"
+    return [" · ".join(filter(None, (note, left_out))), heights]
