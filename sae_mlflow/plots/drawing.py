@@ -108,8 +108,8 @@ def _figure(picture: Picture) -> "Figure":
 
     match picture.kind:
         case "training_history":
-            return figures.training_history(picture.table, picture.note)
+            return figures.training_history(picture.table, picture.note, picture.marks)
         case "single_metric":
-            return figures.single_metric(picture.table, picture.metric, picture.note)
+            return figures.single_metric(picture.table, picture.metric, picture.note, picture.marks)
         case "all_layers":
             return figures.all_layers(picture.table, picture.metric, picture.note)

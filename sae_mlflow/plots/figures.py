@@ -17,6 +17,7 @@ from sae_mlflow.errors import known
 from sae_mlflow.plots.frames import over_seeds
 from sae_mlflow.plots.layer_key import LayerKey
 from sae_mlflow.plots.looks import DPI, FAINT_INK, look_of, theme
+from sae_mlflow.plots.marks import NO_MARKS, Marks, draw_marks, health_note
 from sae_mlflow.plots.panels import (
     Curve,
     draw_panel,
@@ -34,36 +35,43 @@ _TITLE_SIZE, _NOTE_SIZE = 14, 9.5
 _TITLE_LINE, _NOTE_LINE = 0.24, 0.185  # inches
 
 
-def training_history(table: pd.DataFrame, note: str = "") -> Figure:
+def training_history(table: pd.DataFrame, note: str = "", marks: Marks = NO_MARKS) -> Figure:
     """The four curves of one layer, 2 x 2; several seeds as mean and range.
 
     Args:
         table: `frames.COLUMNS`, of one model, layer and setting.
         note: a line under the title.
+        marks: what the health of the run found.
     """
     with theme():
-        figure, panels = _page(2, 2, (4.45, 2.75), _title(table), _with_seeds(note, table))
+        curves = {metric: _only_curve(table, metric) for metric in HISTORY_METRICS}
+        note = health_note(marks, curves, _with_seeds(note, table))
+        figure, panels = _page(2, 2, (4.45, 2.75), _title(table), note)
         epochs = _epochs(table)
-        for axes, metric in zip(panels, HISTORY_METRICS, strict=True):
-            curve = _only_curve(table, metric)
+        for axes, (metric, curve) in zip(panels, curves.items(), strict=True):
             draw_panel(axes, metric, [curve] if curve else [], epochs)
             if curve:
+                draw_marks(axes, curve, marks.on(metric, curve))
                 text = f"final {number_text(_final(curve)[1])}"
                 axes.set_title(text, loc="right", fontsize=9, fontweight="normal", color=FAINT_INK)
         place_axis_labels(panels)
     return figure
 
 
-def single_metric(table: pd.DataFrame, metric: str, note: str = "") -> Figure:
+def single_metric(
+    table: pd.DataFrame, metric: str, note: str = "", marks: Marks = NO_MARKS
+) -> Figure:
     """One metric of one layer, its final value written at the line's end."""
     with theme():
-        title, note = _title(table), _with_seeds(note, table)
-        figure, (axes,) = _page(1, 1, (6.9, 4.1), title, note, right=1.1)
         curve = _only_curve(table, metric)
+        title = _title(table)
+        note = health_note(marks, {metric: curve}, _with_seeds(note, table))
+        figure, (axes,) = _page(1, 1, (6.9, 4.1), title, note, right=1.1)
         draw_panel(axes, metric, [curve] if curve else [], _epochs(table))
         place_axis_labels([axes])
         if curve:
             _name_final(axes, curve)
+            draw_marks(axes, curve, marks.on(metric, curve))
     return figure
 
 

@@ -1,11 +1,12 @@
 """Which pictures a table becomes, and what their files are called."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sae_mlflow import naming
+from sae_mlflow.plots.marks import NO_MARKS, Marks
 
 if TYPE_CHECKING:  # pandas takes a second to import
     import pandas as pd
@@ -24,6 +25,7 @@ class Picture:
     path: Path
     metric: str = ""
     note: str = ""
+    marks: Marks = NO_MARKS
 
     @property
     def has_data(self) -> bool:
@@ -31,7 +33,7 @@ class Picture:
         return bool((there == self.metric).any() if self.metric else len(there))
 
     def at(self, path: Path) -> "Picture":
-        return Picture(self.kind, self.table, path, self.metric, self.note)
+        return replace(self, path=path)
 
 
 def stem(model: str, layer: str = "", setting: str = "") -> str:
@@ -54,7 +56,12 @@ def distinct(stems: Iterable[str]) -> list[str]:
 
 
 def layer_pictures(
-    table: "pd.DataFrame", folder: Path, stem: str, metric: str | None = None, note: str = ""
+    table: "pd.DataFrame",
+    folder: Path,
+    stem: str,
+    metric: str | None = None,
+    note: str = "",
+    marks: Marks = NO_MARKS,
 ) -> list[Picture]:
     """A layer's two pictures; with a metric the one of that metric alone.
 
@@ -62,13 +69,12 @@ def layer_pictures(
         table: `frames.COLUMNS`, of one model, layer and setting.
     """
     single = metric or "reconstruction_loss"
-    alone = Picture(
-        "single_metric", table, folder / f"{stem}_{naming.sanitise(single)}.png", single, note
-    )
+    path = folder / f"{stem}_{naming.sanitise(single)}.png"
+    alone = Picture("single_metric", table, path, single, note, marks)
     if metric:
         return [alone]
     history = folder / f"{stem}_training_history.png"
-    return [Picture("training_history", table, history, note=note), alone]
+    return [Picture("training_history", table, history, note=note, marks=marks), alone]
 
 
 def overlay_pictures(
