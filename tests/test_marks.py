@@ -5,14 +5,18 @@ import math
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from plot_store import add_layer, add_parent, filled_store, history, new_experiment
 
+from sae_mlflow.health.finding import words
+from sae_mlflow.plots import frames
 from sae_mlflow.plots.choice import Choice
 from sae_mlflow.plots.figures import single_metric, training_history
-from sae_mlflow.plots.frames import history_table
+from sae_mlflow.plots.frames import history_table, over_seeds
 from sae_mlflow.plots.looks import theme
-from sae_mlflow.plots.marks import NO_MARKS, marks_of
-from sae_mlflow.plots.runs import draw_experiment
+from sae_mlflow.plots.marks import NO_MARKS, Mark, draw_marks, marks_of
+from sae_mlflow.plots.panels import Curve, draw_panel
+from sae_mlflow.plots.runs import _layer_jobs, draw_experiment
 
 
 def marks(reasons, status="warning"):
@@ -79,35 +83,40 @@ MANY = ("loss_spike", "plateau_too_early", "not_converged")
 
 @pytest.mark.parametrize("epochs", [(1, 1, 1), (6, 6, 6), (1, 6, 3), (3, 4, 4)])
 @pytest.mark.parametrize("scale", ["linear", "log"])
-def test_words_are_neither_cut_nor_over_each_other_at_any_epoch(epochs, scale):
-    """Measured on the drawn page: every word lies within its panel, and apart from the others."""
-    reasons = ", ".join(f"{code} at epoch {e}" for code, e in zip(MANY, epochs, strict=True))
-    figure = page(f"{reasons}, l0_collapsed at epoch {epochs[0]}")
-    for axes in figure.axes:
-        axes.set_yscale(scale if axes.get_title() != "Sparsity loss" else "linear")
+@pytest.mark.parametrize(
+    "values", [[0.8, 0.4, 0.2, 0.1, 0.05, 0.02], [0.1, 0.1, 0.2, 0.5, 0.7, 1.0]]
+)
+def test_words_are_neither_cut_nor_over_each_other_nor_over_the_curve(epochs, scale, values):
+    """Measured on the drawn page, in pixels."""
+    found = ", ".join(f"{code} at epoch {e}" for code, e in zip(MANY, epochs, strict=True))
     with theme():
+        figure = Figure(figsize=(5.2, 3.5))
+        axes = figure.subplots()
+        table = over_seeds(history_table("m", {"layer1": {"total_loss": values}}))
+        curve = Curve(table, "#0072b2")
+        draw_panel(axes, "total_loss", [curve], range(1, 7))
+        if scale == "log":
+            axes.set_ylim(0.01, 1.1)
+            axes.set_yscale("log")
+        draw_marks(axes, curve, marks(found).on("total_loss", curve))
         FigureCanvasAgg(figure).draw()
-    axes = panel(figure, "Total loss")
     boxes = [text.get_window_extent() for text in axes.texts]
     frame = axes.get_window_extent()
-    assert len(boxes) == 3
+    assert [text.get_text() for text in axes.texts] == [words(code) for code in MANY]
     for box in boxes:
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1
         assert frame.y0 <= box.y0 and box.y1 <= frame.y1
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    points = axes.transData.transform(list(enumerate(values, start=1)))
+    assert min(box.y0 for box in boxes) > points[:, 1].max()
 
 
 def test_pictures_out_of_the_store_bear_what_the_tags_say(tmp_path):
-    from sae_mlflow.plots.marks import Mark
-    from sae_mlflow.plots.runs import _layer_jobs  # what is drawn, before it is drawn
-
     store, _ = filled_store()
     experiment = new_experiment(store, "marked")
     run_id = add_layer(store, add_parent(store, experiment), "layer1")
     tags = {"sae.health": "warning", "sae.health.reasons": "loss_spike at epoch 2, not_converged"}
     store.reopen(run_id).tag(tags)
-    from sae_mlflow.plots import frames
-
     grouped = frames.groups(store.layer_runs(experiment), "latest")
     table = frames.run_table(store, grouped, ["total_loss", "reconstruction_loss"])
     jobs = _layer_jobs(table, grouped, None, Choice(output_dir=tmp_path))

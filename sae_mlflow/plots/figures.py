@@ -68,10 +68,10 @@ def single_metric(
         note = health_note(marks, {metric: curve}, _with_seeds(note, table))
         figure, (axes,) = _page(1, 1, (6.9, 4.1), title, note, right=1.1)
         draw_panel(axes, metric, [curve] if curve else [], _epochs(table))
-        place_axis_labels([axes])
         if curve:
-            _name_final(axes, curve)
             draw_marks(axes, curve, marks.on(metric, curve))
+            _name_final(axes, curve)
+        place_axis_labels([axes])
     return figure
 
 

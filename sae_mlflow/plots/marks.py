@@ -26,6 +26,7 @@ _SHAPES: Mapping[Severity, str] = {"warning": "v", "failed": "X"}
 
 _FIRST_ROW, _ROW = 7, 13  # points under the frame's upper edge
 _TEXT_SIZE = 8.5
+_POINTS_PER_INCH = 72
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,10 @@ def health_note(marks: Marks, curves: "Mapping[str, Curve | None]", note: str = 
 def draw_marks(axes: "Axes", curve: "Curve", marks: Sequence[Mark]) -> None:
     """A line down from the upper edge at each mark's epoch, with its word in a row of its own.
 
-    The word stands on the side that has more room; where there is a value, it is marked too.
+    The word stands on the side that has more room, above all curves; where there is a value, it is
+    marked too.
     """
+    _make_room(axes, len(marks))
     left, right = axes.get_xlim()
     values = dict(zip(curve.finite["epoch"], curve.finite["mean"], strict=True))
     for row, mark in enumerate(marks):
@@ -113,6 +116,20 @@ def draw_marks(axes: "Axes", curve: "Curve", marks: Sequence[Mark]) -> None:
             zorder=5,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.85},
         )
+
+
+def _make_room(axes: "Axes", rows: int) -> None:
+    """Raise the upper limit by so many rows of words, whatever the axis' scale."""
+    if not rows:
+        return
+    low, _ = axes.get_ylim()
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    height = axes.get_position().height * figure.get_figheight() * _POINTS_PER_INCH
+    room = rows * _ROW / height
+    share = 1 / (1 - room)  # of the axes as it is: the curves shrink by the room
+    _, high = axes.transData.inverted().transform(axes.transAxes.transform((0, share)))
+    axes.set_ylim(low, high)
 
 
 def _belongs(mark: Mark, metric: str, curve: "Curve") -> bool:
