@@ -1,16 +1,20 @@
 """What a history says about a training: each finding with numbers that can be checked by hand."""
 
+import io
 import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from sae_mlflow.config_health import HealthSettings
 from sae_mlflow.health.check import check
 from sae_mlflow.health.facts import Facts, facts_of
 from sae_mlflow.health.finding import KINDS, Finding, Verdict, parse_reasons, shown
+from sae_mlflow.health.table import health_table
 
 WELL = {
     "total_loss": [0.5, 0.4, 0.36, 0.34, 0.33, 0.325],
@@ -309,3 +313,23 @@ def test_the_documentation_has_every_finding_with_its_severity_threshold_and_def
         if name != "on_failure":
             code = re.match(r"`\w+`", field.description or "")[0]
             assert f"`health.{name}` = {field.default:g}" in rows[code]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_setting_is_cut_from_a_terminals_table(width):
+    """Every `key=value` of the advice can be copied whole."""
+    finding = Finding(
+        "giant_norms",
+        "a token that was trained on has a norm 171 times the median",
+        "activations.max_norm_ratio=10, or train.resample_at=[0.25,0.5]",
+        171.0,
+    )
+    row = SimpleNamespace(run_id="65cf7e86a181416d80a2a2b181266ae6", layer="layer10\x1b[2J")
+    out = io.StringIO()
+    console = Console(width=width, file=out, force_terminal=True, color_system=None)
+    console.print(health_table([(row, Verdict((finding,))), (row, Verdict())], width))
+    text = out.getvalue()
+    for part in ("65cf7e86 ", "171", "activations.max_norm_ratio=10", "resample_at=[0.25,0.5]"):
+        assert part in text
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text and "\x1b[2J" not in text

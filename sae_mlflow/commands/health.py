@@ -43,7 +43,7 @@ def health_command(
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_FILE_WIDTH)
-    console.print(health_table(judged, to_file=not console.is_terminal))
+    console.print(health_table(judged, console.width, to_file=not console.is_terminal))
     if log:
         for row, verdict in judged:
             record(store.reopen(row.run_id), verdict)
