@@ -5,6 +5,7 @@ from sae_mlflow.commands.cli import make_app, run_cli
 from sae_mlflow.commands.evaluate import evaluate_command
 from sae_mlflow.commands.export import export_command
 from sae_mlflow.commands.export_tensorboard import export_tensorboard_command
+from sae_mlflow.commands.health import health_command
 from sae_mlflow.commands.plot import plot_command
 from sae_mlflow.commands.registry import promote_command, register_command
 from sae_mlflow.commands.settings import settings_command
@@ -15,6 +16,7 @@ app = make_app(help="Sparse autoencoders on language-model activations, kept as 
 app.command("train")(train_command)
 app.command("plot")(plot_command)
 app.command("watch")(watch_command)
+app.command("health")(health_command)
 app.command("evaluate")(evaluate_command)
 app.command("export")(export_command)
 app.command("export-tensorboard")(export_tensorboard_command)

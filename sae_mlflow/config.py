@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
 )
@@ -21,6 +19,8 @@ from pydantic import (
 from sae_mlflow import architectures, naming
 from sae_mlflow.config_errors import explain
 from sae_mlflow.config_files import find_config, read_config
+from sae_mlflow.config_health import HealthSettings
+from sae_mlflow.config_section import Section as _Section
 from sae_mlflow.errors import UserError, did_you_mean, known
 
 EMBEDDED_MODEL = "smollm2-135m"
@@ -70,12 +70,6 @@ Trackers = Annotated[
     AfterValidator(_with_mlflow),
 ]
 Layer = Annotated[int, Field(ge=0, strict=True)] | Annotated[str, Field(min_length=1, strict=True)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True
-    )
 
 
 class ModelSettings(_Section):
@@ -208,10 +202,10 @@ class TrainSettings(_Section):
     """Tokens in a step."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak of the learning rate; unset means a value for the width (see
-    `train.default_learning_rate`)."""
+    `schedule.default_learning_rate`)."""
     optimizer: str = "adam"
     """Any optimizer of torch.optim, by name."""
-    optimizer_options: dict[str, Any] = {}
+    optimizer_options: dict[str, Any] = Field({})
     """What else it is made with, for example `{betas: [0.0, 0.999]}`."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from 0."""
@@ -295,6 +289,7 @@ class Settings(_Section):
     activations: ActivationSettings = ActivationSettings()
     sae: SAESettings = SAESettings()
     train: TrainSettings = TrainSettings()
+    health: HealthSettings = HealthSettings()
     plots: PlotSettings = PlotSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     output: OutputSettings = OutputSettings()

@@ -21,6 +21,7 @@ from sae_mlflow.reporting.layer_table import parent_note
 from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.runs import outputs
 from sae_mlflow.runs.guards import drawing, optional, recorded
+from sae_mlflow.runs.health import judge_again
 from sae_mlflow.runs.layer import train_layer
 from sae_mlflow.runs.mirror import check_trackers, complete_mirrors
 from sae_mlflow.runs.parent import choose_experiment, log_settings, log_text_read, open_parent
@@ -124,10 +125,16 @@ def _harvest(training: Training, plan: ActivationPlan) -> None:
 def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActivations]) -> None:
     """What the LM loses to each SAE that was trained."""
     settings, display = training.settings, training.display
+    pairs = zip(training.rows, all_acts, strict=True)
+    trained = [(row, acts) for row, acts in pairs if not row.stopped]
+    if not trained:
+        return
+    rows, their_acts = [row for row, _ in trained], [acts for _, acts in trained]
     lm = training.language_model()
     display.say(f"Evaluating on {settings.evaluate.tokens:,} held-out tokens")
     with training.clock.stage("evaluate"):
-        evaluate_layers(training.store, settings, lm, windows, training.rows, all_acts)
+        evaluate_layers(training.store, settings, lm, windows, rows, their_acts)
+        judge_again(training)
 
 
 def _finish(training: Training, parent: OpenRun) -> None:

@@ -13,7 +13,7 @@ from sae_mlflow.metrics import Tally
 from sae_mlflow.optimizers import clip_gradients, forget, make_optimizer
 from sae_mlflow.sae import SAE, Batch, StepLoss
 from sae_mlflow.sae.resample import resample
-from sae_mlflow.schedule import learning_rate_share, warmed_up
+from sae_mlflow.schedule import default_learning_rate, learning_rate_share, warmed_up
 
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 INITIAL_SAMPLE_TOKENS = 8_192
@@ -64,16 +64,6 @@ class EpochRecord:
     epoch: int
     """Counted from 1."""
     metrics: dict[str, float]
-
-
-def default_learning_rate(d_sae: int) -> float:
-    """Peak learning rate for a width: it falls with its root, as in Gao et al. 2024, appendix A.3.
-
-    Their constant is 2e-4, for trainings of many thousands of steps. In 50 to 700 steps five times
-    as much reaches a held-out FVU 8 to 15% below that of half of this rate, and twice as much kills
-    latents (13% never fire after 210 steps; here under 0.5%): see benchmarks/README.md.
-    """
-    return 1e-3 / (d_sae / 2**14) ** 0.5
 
 
 Record = StepRecord | WithinEpochRecord | EpochRecord

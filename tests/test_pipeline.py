@@ -163,6 +163,7 @@ def test_the_artifacts_are_those_of_the_contract(store, layers, parent, tmp_path
         "layer2_mlp_training_history.json",
         "sae/cfg.json",
         "sae/sae_weights.safetensors",
+        "health.json",
         "evaluation/density.csv",
         "evaluation/density.png",
     }

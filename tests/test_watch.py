@@ -221,6 +221,18 @@ def test_the_table_shows_a_layers_figures_and_what_is_left():
     assert "http://host/#/run" in text
 
 
+def test_what_health_found_stands_below_the_table_and_in_the_news():
+    """Layers that ail of the same share a line."""
+    spike = replace(LAYER, reasons="loss_spike at epoch 2, dead_latents at epoch 1")
+    layers = (spike, replace(spike, layer="layer15"), replace(LAYER, layer="layer20"))
+    state = TrainingState("p", "1", "m", "RUNNING", layers)
+    found = "dead latents (epoch 1)"
+    lines = [line.rstrip() for line in shown([state]).splitlines() if found in line]
+    assert lines == ["loss spike (epoch 2), dead latents (epoch 1): layer10, layer15"]
+    first, *_ = news([], [state])
+    assert "health warning (loss spike (epoch 2), dead latents (epoch 1))" in first
+
+
 def test_48_layers_fit_80_columns_without_a_cut():
     layers = tuple(replace(LAYER, layer=f"layer{n}", losses=(0.5,) * 6) for n in range(48))
     text = shown([TrainingState("p", "1", "m", "RUNNING", layers)], width=80)

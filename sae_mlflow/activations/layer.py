@@ -60,6 +60,8 @@ class LayerActivations:
     """float64 `[d_out]`: the same for y."""
     caps: dict[str, float]
     """The largest norm that isn't giant, at each of `site.hookpoints`."""
+    largest_norm_ratio: float
+    """The largest norm of a training token over their median; of the worst hookpoint."""
     device: torch.device
     _reads: tuple[ScaledRows, ...] = field(repr=False)
     _writes: tuple[ScaledRows, ...] = field(repr=False)
@@ -118,6 +120,7 @@ def _open(plan: ActivationPlan, site: Site, device: torch.device) -> LayerActiva
     norms = {hookpoint: stores[hookpoint].norms() for hookpoint in site.hookpoints}
     ratio = plan.settings.activations.max_norm_ratio
     caps = {h: norm_cap(each[: plan.n_train_rows], ratio) for h, each in norms.items()}
+    medians = {h: norm_cap(each[: plan.n_train_rows], 1.0) for h, each in norms.items()}
     train_rows, held_out_rows = _usual_rows(plan, [norms[h] <= caps[h] for h in norms])
     if len(train_rows) < plan.settings.train.batch_tokens or not len(held_out_rows):
         raise UserError(_too_few(plan, site, len(train_rows), len(held_out_rows)))
@@ -133,6 +136,7 @@ def _open(plan: ActivationPlan, site: Site, device: torch.device) -> LayerActiva
         scale_in=_by_dimension(reads),
         scale_out=_by_dimension(writes),
         caps=caps,
+        largest_norm_ratio=max(norms[h][train_rows].max().item() / medians[h] for h in norms),
         device=device,
         _reads=reads,
         _writes=writes,

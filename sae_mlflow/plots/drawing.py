@@ -109,9 +109,9 @@ def _figure(picture: Picture) -> "Figure":
     table, metric, note, style = picture.table, picture.metric, picture.note, picture.style
     match picture.kind:
         case "training_history":
-            return figures.training_history(table, note, style)
+            return figures.training_history(table, note, style, picture.marks)
         case "single_metric":
-            return figures.single_metric(table, metric, note, style)
+            return figures.single_metric(table, metric, note, style, picture.marks)
         case "all_layers":
             return figures.all_layers(table, metric, note, style)
         case _:

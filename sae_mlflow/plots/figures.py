@@ -11,6 +11,7 @@ from sae_mlflow.errors import known
 from sae_mlflow.plots.curve import Curve, without_number
 from sae_mlflow.plots.frames import over_seeds
 from sae_mlflow.plots.layer_key import LayerKey
+from sae_mlflow.plots.marks import NO_MARKS, Marks, draw_marks, health_note
 from sae_mlflow.plots.numbers import number_text, ranges
 from sae_mlflow.plots.page_layout import Rooms, new_page
 from sae_mlflow.plots.panels import draw_panel, label_lines, place_axis_labels
@@ -22,55 +23,66 @@ from sae_mlflow.plots.value_axis import NOT_ON_LOG, OFF_THE_AXIS, not_shown
 HISTORY_METRICS = ("reconstruction_loss", "total_loss", "sparsity_loss", "l0_norm")
 
 
-def training_history(table: pd.DataFrame, note: str = "", style: Style | None = None) -> Figure:
+def training_history(
+    table: pd.DataFrame, note: str = "", style: Style | None = None, marks: Marks = NO_MARKS
+) -> Figure:
     """The four curves of one layer, 2 x 2; several seeds as mean and range.
 
     Args:
         table: `frames.COLUMNS`, of one model, layer and setting.
         note: a line under the title, where the style has one.
+        marks: what the health of the run found.
     """
     style = style or load_style()
     with style.theme():
         columns, panel = style.sizes.history_columns, style.sizes.history_panel
+        curves = {metric: _only_curve(style, table, metric) for metric in HISTORY_METRICS}
         page = new_page(
             style,
             len(HISTORY_METRICS) // columns,
             columns,
             panel,
             (style.titles.training_history, _words(table)),
-            _notes(style, note, table),
+            [*_notes(style, note, table), health_note(marks, curves)],
             label_lines=_label_lines(style, table, HISTORY_METRICS, panel),
         )
-        for axes, metric in zip(page.panels, HISTORY_METRICS, strict=True):
-            curve = _draw_only_curve(axes, style, table, metric)
+        for axes, (metric, curve) in zip(page.panels, curves.items(), strict=True):
+            _draw_only_curve(axes, style, table, metric)
             if curve:
+                draw_marks(axes, style, curve, marks.on(metric, curve))
                 _write_final(axes, style, curve)
         place_axis_labels(style, page.panels)
     return page.figure
 
 
 def single_metric(
-    table: pd.DataFrame, metric: str, note: str = "", style: Style | None = None
+    table: pd.DataFrame,
+    metric: str,
+    note: str = "",
+    style: Style | None = None,
+    marks: Marks = NO_MARKS,
 ) -> Figure:
     """One metric of one layer, its final value written at the line's end."""
     style = style or load_style()
     with style.theme():
-        panel = style.sizes.single_panel
+        panel, curve = style.sizes.single_panel, _only_curve(style, table, metric)
         page = new_page(
             style,
             1,
             1,
             panel,
             (style.titles.single_metric, _words(table, style.metric(metric).label)),
-            _notes(style, note, table),
+            [*_notes(style, note, table), health_note(marks, {metric: curve})],
             label_lines=_label_lines(style, table, [metric], panel),
             right=_room_for_final(style, table, metric),
         )
         (axes,) = page.panels
-        drawn = _draw_only_curve(axes, style, table, metric)
+        _draw_only_curve(axes, style, table, metric)
+        if curve:
+            draw_marks(axes, style, curve, marks.on(metric, curve))
         place_axis_labels(style, [axes])
-        if drawn:
-            _name_final(axes, style, drawn)
+        if curve:
+            _name_final(axes, style, curve)
     return page.figure
 
 

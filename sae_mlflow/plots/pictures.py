@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sae_mlflow import naming
 from sae_mlflow.plots.formats import DEFAULT_FORMATS
+from sae_mlflow.plots.marks import NO_MARKS, Marks
 from sae_mlflow.plots.style import Style, load_style
 
 if TYPE_CHECKING:  # pandas takes a second to import
@@ -46,6 +47,7 @@ class Picture:
     formats: tuple[str, ...] = DEFAULT_FORMATS
     title: tuple[str, str] = ("", "")
     """Of a comparison: what stands for the model, and what is compared."""
+    marks: Marks = NO_MARKS
 
     @property
     def files(self) -> list[Path]:
@@ -86,7 +88,12 @@ def distinct(stems: Iterable[str]) -> list[str]:
 
 
 def layer_pictures(
-    table: "pd.DataFrame", folder: Path, stem: str, metric: str | None = None, note: str = ""
+    table: "pd.DataFrame",
+    folder: Path,
+    stem: str,
+    metric: str | None = None,
+    note: str = "",
+    marks: Marks = NO_MARKS,
 ) -> list[Picture]:
     """A layer's two pictures; with a metric the one of that metric alone.
 
@@ -95,11 +102,11 @@ def layer_pictures(
     """
     single = metric or "reconstruction_loss"
     file = folder / f"{stem}_{naming.sanitise(single)}"
-    alone = Picture("single_metric", table, file, single, note)
+    alone = Picture("single_metric", table, file, single, note, marks=marks)
     if metric:
         return [alone]
     history = folder / f"{stem}_training_history"
-    return [Picture("training_history", table, history, note=note), alone]
+    return [Picture("training_history", table, history, note=note, marks=marks), alone]
 
 
 def overlay_pictures(

@@ -19,6 +19,7 @@ from sae_mlflow.errors import known
 from sae_mlflow.history import REQUIRED_KEYS
 from sae_mlflow.plots.choice import Choice, chosen_rows, finished_rows
 from sae_mlflow.plots.drawing import draw_all
+from sae_mlflow.plots.marks import NO_MARKS, marks_of
 from sae_mlflow.plots.pictures import (
     OVERLAY_METRICS,
     Picture,
@@ -205,7 +206,8 @@ def _layer_jobs(
         # in its own run a picture has the plain name; elsewhere it may meet other settings'
         name = stem(group[0].model, group[0].layer) if len(group) == 1 else unique
         note = frames.describe(group)
-        pictures = layer_pictures(mine, Path(), name, choice.metric, note)
+        marks = marks_of(group[0].tags) if len(group) == 1 else NO_MARKS
+        pictures = layer_pictures(mine, Path(), name, choice.metric, note, marks)
         copies = layer_pictures(mine, _folder(choice, group[0]), unique, choice.metric)
         home = homes.of(group) if homes else None
         jobs += _jobs(pictures, copies, home, choice)

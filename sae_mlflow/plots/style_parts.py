@@ -88,6 +88,12 @@ class Colours(Part):
     grid: Colour
     page: Colour
     panel: Colour
+    warning: Colour
+    failed: Colour
+
+    def severity(self, name: str) -> str:
+        """Of a finding's mark."""
+        return self.failed if name == "failed" else self.warning
 
 
 class Lines(Part):

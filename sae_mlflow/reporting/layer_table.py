@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sae_mlflow.config import SAESettings, Settings
+from sae_mlflow.health.finding import Verdict
 from sae_mlflow.naming import ui_page
 
 COLUMNS = (
@@ -15,6 +16,7 @@ COLUMNS = (
     "dead",
     "CE recovered",
     "tokens/s",
+    "health",
 )
 
 
@@ -31,6 +33,9 @@ class Row:
     """Of its SAE."""
     evaluation: dict[str, float] = field(default_factory=dict)
     """Filled in once the SAE was evaluated."""
+    verdict: Verdict = field(default_factory=Verdict)
+    stopped: bool = False
+    """Whether its training was, for its health."""
 
     def cells(self) -> tuple[str, ...]:
         """The final figures, in the order of `COLUMNS`."""
@@ -45,6 +50,7 @@ class Row:
             f"{last['dead_fraction']:.1%}",
             f"{self.evaluation['ce_loss_recovered']:.1%}" if self.evaluation else "-",
             f"{last['tokens_per_second']:,.0f}",
+            self.verdict.status,
         )
 
 

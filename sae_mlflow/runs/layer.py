@@ -1,6 +1,8 @@
 """One layer's run, from its first epoch to its pictures."""
 
 import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_mlflow import naming
@@ -14,6 +16,7 @@ from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.runs import outputs
 from sae_mlflow.runs.guards import drawing, recorded
+from sae_mlflow.runs.health import LayerFailed, LayerHealth
 from sae_mlflow.runs.live import LivePicture
 from sae_mlflow.runs.mirror import Mirror, open_mirror
 from sae_mlflow.runs.training import Training
@@ -24,28 +27,68 @@ from sae_mlflow.tracking.registry import register_run
 from sae_mlflow.train import EpochRecord, StepRecord, Trainer, WithinEpochRecord, train
 
 
+@dataclass
+class _Layer:
+    """One layer while it trains, and all that follows it."""
+
+    training: Training
+    run: OpenRun
+    acts: LayerActivations
+    trainer: Trainer
+    live: LivePicture
+    mirror: Mirror
+    health: LayerHealth
+    history: dict[str, list[float]] = field(default_factory=dict)
+    sae: SAE | None = None
+    """What is kept of it in the end; None where no epoch of a stopped training was good."""
+
+
 def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> Row:
-    """One layer's run, from its first epoch to its pictures."""
-    settings, clock, label = training.settings, training.clock, acts.site.label
+    """One layer's run, from its first epoch to its pictures.
+
+    Where its health stops it, the run is FAILED, and the row says so.
+    """
+    settings, label = training.settings, acts.site.label
     _report_giants(training.display, acts)
     sae = build_sae(settings.sae, acts.widths_in, acts.d_out).to(training.device)
     trainer = Trainer(sae, settings.train, acts.n_train)
-    with recorded(_open_layer_run(training, parent, acts)) as run:
-        run.log_params(_layer_params(settings, trainer, acts))
-        run.log_params({"lm.n_layers": training.n_layers})
+    with suppress(LayerFailed), recorded(_open_layer_run(training, parent, acts)) as run:
+        params = _layer_params(settings, trainer, acts)
+        run.log_params(params | {"lm.n_layers": training.n_layers})
         live, mirror = LivePicture(training, run.run_id, label), open_mirror(training, run)
-        history = _epochs(training, run, acts, trainer, live, mirror)
+        health = LayerHealth(training, run, label, params, sae)
+        layer = _Layer(training, run, acts, trainer, live, mirror, health)
+        _epochs(layer)
         mirror.finish()
-        with clock.stage("log"), tempfile.TemporaryDirectory() as scratch:
-            _log_results(training, run, sae, acts, history, Path(scratch))
-        if settings.plots.after_training:
-            with clock.stage("plot"), drawing(training.display, label):
-                steps = live.slider_steps(len(history["total_loss"]))
-                draw_layer_run(training.store, run.run_id, training.pictures, steps)
+        _conclude(layer)
+        if health.stopped:
+            raise LayerFailed(health.failure)
     if settings.output.dir:
-        outputs.write_layer(settings, sae, acts, history)
+        outputs.write_layer(settings, layer.sae, acts, layer.history)
     weight_bytes = sum(p.numel() * p.element_size() for p in sae.parameters())
-    return Row(label, training.experiment_id, run.run_id, history, weight_bytes)
+    return Row(
+        label,
+        training.experiment_id,
+        run.run_id,
+        layer.history,
+        weight_bytes,
+        verdict=health.verdict,
+        stopped=health.stopped,
+    )
+
+
+def _conclude(layer: _Layer) -> None:
+    """What a training leaves in its run: the verdict, history, weights, pictures."""
+    training, history = layer.training, layer.history
+    if layer.health.keep_good_weights():
+        layer.sae = layer.trainer.sae
+    with training.clock.stage("log"), tempfile.TemporaryDirectory() as scratch:
+        layer.health.finish(history)
+        _log_results(layer, Path(scratch))
+    if training.settings.plots.after_training:
+        with training.clock.stage("plot"), drawing(training.display, layer.acts.site.label):
+            steps = layer.live.slider_steps(len(history["total_loss"]))
+            draw_layer_run(training.store, layer.run.run_id, training.pictures, steps)
 
 
 def _report_giants(display: Display, acts: LayerActivations) -> None:
@@ -76,7 +119,7 @@ def _layer_params(
     settings: Settings, trainer: Trainer, acts: LayerActivations
 ) -> dict[str, object]:
     """A layer's settings with the defaults that depend on its SAE filled in, and its data."""
-    sections = ("model.", "text.", "activations.", "sae.", "train.")
+    sections = ("model.", "text.", "activations.", "sae.", "train.", "health.")
     params = {key: value for key, value in settings.flat().items() if key.startswith(sections)}
     del params["model.layers"]
     sae = trainer.sae
@@ -96,25 +139,18 @@ def _layer_params(
         "data.held_out_tokens": acts.n_held_out,
         "data.giant_norm_train_tokens": acts.n_giant_train,
         "data.giant_norm_held_out_tokens": acts.n_giant_held_out,
+        "data.largest_norm_ratio": acts.largest_norm_ratio,
         "data.scale": acts.scales,
     }
 
 
-def _epochs(
-    training: Training,
-    run: OpenRun,
-    acts: LayerActivations,
-    trainer: Trainer,
-    live: LivePicture,
-    mirror: Mirror,
-) -> dict[str, list[float]]:
-    """Train, with every epoch in the store as soon as it ends; returns the whole history."""
-    settings, history = training.settings, dict[str, list[float]]()
-    with training.display.layer(
-        acts.site.label, settings.train.epochs, trainer.epoch_tokens
-    ) as shown:
-        records = train(trainer, acts, settings.seed)
-        while True:
+def _epochs(layer: _Layer) -> None:
+    """Train, with every epoch in the store as soon as it ends, until its health stops it."""
+    training, settings, trainer = layer.training, layer.training.settings, layer.trainer
+    label = layer.acts.site.label
+    with training.display.layer(label, settings.train.epochs, trainer.epoch_tokens) as shown:
+        records = train(trainer, layer.acts, settings.seed)
+        while not layer.health.stopped:
             with training.clock.stage("train"):
                 record = next(records, None)
             match record:
@@ -122,19 +158,24 @@ def _epochs(
                     shown.step(record)
                 case WithinEpochRecord():
                     with training.clock.stage("log"):
-                        run.log_within_epoch(record.tokens, record.metrics)
-                        mirror.log(record.tokens, within_epoch(record.metrics))
+                        layer.run.log_within_epoch(record.tokens, record.metrics)
+                        layer.mirror.log(record.tokens, within_epoch(record.metrics))
                 case EpochRecord():
-                    for key, value in record.metrics.items():
-                        history.setdefault(key, []).append(value)
-                    with training.clock.stage("log"):
-                        metrics = record.metrics | _best(history)
-                        run.log_epoch(record.epoch, metrics)
-                        mirror.log(record.epoch, metrics)
+                    _log_epoch(layer, record)
                     shown.epoch(record)
-                    live.epoch(record.epoch)
+                    layer.live.epoch(record.epoch)
                 case None:
-                    return history
+                    return
+
+
+def _log_epoch(layer: _Layer, record: EpochRecord) -> None:
+    for key, value in record.metrics.items():
+        layer.history.setdefault(key, []).append(value)
+    with layer.training.clock.stage("log"):
+        metrics = record.metrics | _best(layer.history)
+        layer.run.log_epoch(record.epoch, metrics)
+        layer.mirror.log(record.epoch, metrics)
+        layer.health.epoch(layer.history)
 
 
 def _best(history: dict[str, list[float]]) -> dict[str, float]:
@@ -143,21 +184,17 @@ def _best(history: dict[str, list[float]]) -> dict[str, float]:
     return {"best_val_fvu": best, "best_epoch": history["val_fvu"].index(best) + 1}
 
 
-def _log_results(
-    training: Training,
-    run: OpenRun,
-    sae: SAE,
-    acts: LayerActivations,
-    history: dict[str, list[float]],
-    scratch: Path,
-) -> None:
+def _log_results(layer: _Layer, scratch: Path) -> None:
+    training, run, acts = layer.training, layer.run, layer.acts
     file = scratch / f"{acts.site.label}_training_history.json"
-    write_history(file, history)
+    write_history(file, layer.history)
     run.log_file(file)
+    if layer.sae is None:
+        return
     weights = scratch / SAE_FOLDER
-    sae_files.save_sae(sae, weights, acts, training.settings)
+    sae_files.save_sae(layer.sae, weights, acts, training.settings)
     run.log_folder(weights, SAE_FOLDER)
-    if training.settings.register_model:
+    if training.settings.register_model and not layer.health.stopped:
         _register(training, run, weights)
 
 

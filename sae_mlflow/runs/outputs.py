@@ -42,14 +42,20 @@ def pictures(settings: Settings) -> Choice:
 
 
 def write_layer(
-    settings: Settings, sae: SAE, acts: LayerActivations, history: Mapping[str, list[float]]
+    settings: Settings, sae: SAE | None, acts: LayerActivations, history: Mapping[str, list[float]]
 ) -> None:
-    """`{layer}_training_history.json`, `{layer}_sae/`, and `{layer}_sae.pt` where asked for."""
+    """`{layer}_training_history.json`, `{layer}_sae/`, and `{layer}_sae.pt` where asked for.
+
+    Args:
+        sae: None where a training came to nothing.
+    """
     label = acts.site.label
     assert settings.output.dir is not None
     folder = Path(settings.output.dir) / naming.sanitise(settings.model.label)
     folder.mkdir(parents=True, exist_ok=True)
     write_history(folder / f"{label}_training_history.json", history)
+    if sae is None:
+        return
     sae_files.save_sae(sae, folder / f"{label}_sae", acts, settings)
     if settings.output.pt:
         sae_files.save_pt(sae, folder / f"{label}_sae.pt", acts, settings)

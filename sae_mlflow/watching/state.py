@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from sae_mlflow import naming
 from sae_mlflow.errors import UserError
+from sae_mlflow.health.finding import REASONS_TAG, STATUS_TAG
+from sae_mlflow.health.stored import judge_run
 from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP
 
 if TYPE_CHECKING:  # at run time it would import mlflow
@@ -31,11 +33,14 @@ class LayerState:
     figures: Mapping[str, float] | None = None
     """The last values of `FIGURES`."""
     health: str = ""
+    """`ok`, `warning` or `failed`; empty before the first epoch."""
     seconds: float = 0.0
     """From its start to its last epoch's end."""
     seconds_left: float | None = None
     """As the epochs so far suggest; None before the first."""
     run_id: str = ""
+    reasons: str = ""
+    """What was found, as the run's tag has it."""
 
     @property
     def epoch(self) -> int:
@@ -154,20 +159,32 @@ class Watch:
         timed = self._store.timed_history(row.run_id, "total_loss")
         ends = [milliseconds / 1000 for *_, milliseconds in timed]
         started = row.start_time / 1000
+        left = _seconds_left(row.status, started, ends, epochs)
+        health, reasons = self._health(row, bool(timed))
         state = LayerState(
             layer=row.layer,
             status=row.status,
             epochs=epochs,
             losses=tuple(value for _, value, _ in timed),
             figures={name: row.metrics[name] for name in FIGURES if name in row.metrics},
-            health=row.tags.get("sae.health", ""),
+            health=health,
+            reasons=reasons,
             seconds=ends[-1] - started if ends else 0.0,
-            seconds_left=_seconds_left(row.status, started, ends, epochs),
+            seconds_left=left,
             run_id=row.run_id,
         )
         if row.status != RUNNING:
             self._ended[row.run_id] = state  # nothing more will come
         return state
+
+    def _health(self, row: "RunRow", has_epochs: bool) -> tuple[str, str]:
+        """Status and reasons: the tags', which a training keeps up; else judged here."""
+        if STATUS_TAG in row.tags:
+            return row.tags[STATUS_TAG], row.tags.get(REASONS_TAG, "")
+        if not has_epochs:
+            return "", ""
+        verdict = judge_run(self._store, row)
+        return verdict.status, verdict.reasons
 
 
 def planned_layers(params: Mapping[str, str]) -> list[str]:

@@ -7,11 +7,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sae_mlflow.errors import known
+from sae_mlflow.health.finding import parse_reasons, shown
 from sae_mlflow.history import STORED_INFINITY
 from sae_mlflow.watching.state import RUNNING, WAITING, LayerState, TrainingState
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH, _NARROW_WIDTH = 16, 8  # of a sparkline, in characters
+_REASON_LINES = 6
 _WIDE = 100  # columns of a terminal that leave room for the wide one
 _COLOURS = {"FINISHED": "green", "FAILED": "red", "KILLED": "red", RUNNING: "cyan", WAITING: "dim"}
 _HEALTH_COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
@@ -32,6 +35,7 @@ def tables(
             _title(training),
             Text(address, style="dim", overflow="fold"),
             _table(training, curve),
+            *_reasons(training),
         ]
     return Group(*parts, *([Text(note, style="yellow")] if note else []))
 
@@ -107,15 +111,26 @@ def _table(training: TrainingState, curve: int) -> Table:
     return table
 
 
+def _reasons(training: TrainingState) -> list[Text]:
+    """A line for each layer that isn't well; many that ail of the same share one."""
+    by_reasons: dict[str, list[str]] = {}
+    for layer in training.layers:
+        if found := shown(parse_reasons(layer.reasons)):
+            by_reasons.setdefault(found, []).append(plain(layer.layer))
+    lines = [f"{found}: {known(layers, 4)}" for found, layers in by_reasons.items()]
+    more = [f"and {len(lines) - _REASON_LINES} more"] if len(lines) > _REASON_LINES else []
+    return [Text(line, style="yellow") for line in lines[:_REASON_LINES] + more]
+
+
 def _facts(layer: LayerState) -> list[tuple[str, str]]:
-    figures = layer.figures or {}
+    figures, found = layer.figures or {}, shown(parse_reasons(layer.reasons))
     facts = [("", layer.layer), ("", layer.status.lower()), ("epoch", _epoch(layer))]
     facts += [
         ("loss", _number(figures.get("total_loss"), ".4f")),
         ("held-out FVU", _number(figures.get("val_fvu"), ".4f")),
         ("L0", _number(figures.get("l0_norm"), ".1f")),
         ("dead", _number(figures.get("dead_fraction"), ".1%")),
-        ("health", layer.health),
+        ("health", f"{layer.health} ({found})" if found else layer.health),
         ("time left", duration(layer.seconds_left) if layer.status == RUNNING else ""),
     ]
     return [(name, text) for name, text in facts if text]

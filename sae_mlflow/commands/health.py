@@ -1,0 +1,51 @@
+"""`sae-mlflow health`: what is wrong with past trainings, by their histories in the store."""
+
+from typing import Annotated
+
+import typer
+
+from sae_mlflow.commands.cli import TRACKING_URI
+from sae_mlflow.errors import UserError
+
+EXIT_SOME_FAILED = 1
+_FILE_WIDTH = 2_000  # columns of a table that goes to a file: no line is broken
+
+
+def health_command(
+    experiment: Annotated[
+        str | None, typer.Option(help="All SAE runs of this MLflow experiment.")
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="This run: a layer's, or a parent with all layers.")
+    ] = None,
+    log: Annotated[
+        bool,
+        typer.Option("--log/--no-log", help="Leave tags and health.json in the runs."),
+    ] = True,
+    tracking_uri: Annotated[str | None, TRACKING_URI] = None,
+) -> None:
+    """Judge trainings by their histories: NaN, divergence, spikes, dead latents, and more.
+
+    Each run is held against the thresholds (`health.*`) that it was trained with; failed and
+    unfinished runs are judged too. Exits 1 if one is failed.
+    """
+    if bool(run) == bool(experiment):
+        raise UserError("Give one of --experiment NAME and --run ID.")
+    from rich.console import Console
+
+    from sae_mlflow.health.stored import judge_run, record, rows_of_experiment, rows_of_run
+    from sae_mlflow.health.table import health_table
+    from sae_mlflow.tracking.store import Store
+
+    store = Store(tracking_uri or None)
+    rows = rows_of_run(store, run) if run else rows_of_experiment(store, experiment or "")
+    judged = [(row, judge_run(store, row)) for row in rows]
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_FILE_WIDTH)
+    console.print(health_table(judged, console.width, to_file=not console.is_terminal))
+    if log:
+        for row, verdict in judged:
+            record(store.reopen(row.run_id), verdict)
+    if any(verdict.status == "failed" for _, verdict in judged):
+        raise typer.Exit(EXIT_SOME_FAILED)

@@ -1,0 +1,104 @@
+"""A run of the store, judged: live or long over."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from sae_mlflow.config_health import HealthSettings
+from sae_mlflow.errors import UserError
+from sae_mlflow.health.check import check
+from sae_mlflow.health.curves import History
+from sae_mlflow.health.facts import facts_of
+from sae_mlflow.health.finding import HEALTH_FILE, Verdict
+from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP
+
+if TYPE_CHECKING:  # at run time it would import mlflow
+    from sae_mlflow.tracking.contents import RunRow
+    from sae_mlflow.tracking.open_run import OpenRun
+    from sae_mlflow.tracking.store import Store
+
+READ_METRICS = (
+    *("total_loss", "reconstruction_loss", "sparsity_loss", "l0_norm", "val_l0_norm"),
+    *("fvu", "val_fvu", "dead_fraction"),
+)
+
+_PREFIX = "health."
+
+
+def judge_run(store: "Store", row: "RunRow") -> Verdict:
+    """A layer run's health, by the thresholds that it was trained with."""
+    failure = row.tags.get("sae.failure", "")
+    facts = facts_of(row.params, row.metrics, row.status, failure)
+    return check(stored_history(store, row), facts, thresholds_of(row))
+
+
+def stored_history(store: "Store", row: "RunRow") -> History:
+    """What the checks read of a run's metrics: a value an epoch, None where there is none."""
+    there = [metric for metric in READ_METRICS if metric in row.metrics]
+    points = list(store.history(row.run_id, there))
+    n_epochs = max((epoch for _, epoch, _ in points), default=0)
+    history: dict[str, list[float | None]] = {metric: [None] * n_epochs for metric in there}
+    for metric, epoch, value in points:
+        if epoch >= 1:
+            history[metric][epoch - 1] = value
+    return history
+
+
+def thresholds_of(row: "RunRow") -> HealthSettings:
+    """Those in a run's params; the defaults where it has none, or none that are understood."""
+    params = {
+        key.removeprefix(_PREFIX): value
+        for key, value in row.params.items()
+        if key.startswith(_PREFIX)
+    }
+    try:
+        return HealthSettings.model_validate(params)
+    except ValidationError:  # of another version
+        return HealthSettings()
+
+
+def record(run: "OpenRun", verdict: Verdict) -> None:
+    """Leave a verdict in a run: its tags, and `health.json`.
+
+    Raises:
+        UserError: the place of the run's artifacts can't be written.
+    """
+    run.tag(verdict.tags)
+    try:
+        run.log_text(verdict.to_json(), HEALTH_FILE)
+    except OSError as error:
+        raise UserError(
+            f"{HEALTH_FILE} can't be logged to run {run.run_id}: {error}. See that its artifact "
+            "location can be written from here, or look only, with --no-log."
+        ) from None
+
+
+def rows_of_experiment(store: "Store", experiment: str) -> "Sequence[RunRow]":
+    """All SAE trainings of an experiment, however they ended; the oldest first.
+
+    Raises:
+        UserError: there is no such experiment, or none in it.
+    """
+    rows = store.layer_runs(store.find_experiment(experiment), finished=False)
+    if not rows:
+        raise UserError(f"Experiment {experiment!r} in {store.shown_uri} has no SAE runs.")
+    return rows[::-1]
+
+
+def rows_of_run(store: "Store", run_id: str) -> "Sequence[RunRow]":
+    """A layer's run, or those of a parent.
+
+    Raises:
+        UserError: there is no such run, or it isn't an SAE training.
+    """
+    row = store.find_run(run_id)
+    role = row.tags.get("sae.role")
+    rows = [row] if role == ROLE_LAYER else []
+    if role == ROLE_SWEEP:
+        rows = store.layer_runs(row.experiment_id, parent_id=run_id, finished=False)[::-1]
+    if not rows:
+        raise UserError(
+            f"Run {run_id} ({row.name}) is no training of an SAE. Give a layer's run or its parent."
+        )
+    return rows

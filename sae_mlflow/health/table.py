@@ -1,0 +1,63 @@
+"""Verdicts about runs as a table: a row a finding, and one for a run that is well."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from sae_mlflow.health.finding import Finding, Status, Verdict, words
+
+if TYPE_CHECKING:  # at run time it would import mlflow
+    from sae_mlflow.tracking.contents import RunRow
+
+COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "failed": "red"}
+
+_SHORT_ID = 8
+_WIDE = 110  # columns of a terminal that has room for what to try beside the finding
+
+
+def health_table(
+    judged: "Iterable[tuple[RunRow, Verdict]]", width: int = 80, to_file: bool = False
+) -> Table:
+    """Runs in the order given, each with its findings.
+
+    Args:
+        width: of the terminal, in characters.
+        to_file: each line whole and on its own, with the run's whole id; a terminal's table has the
+            first 8 characters of it, once.
+    """
+    wide = to_file or width >= _WIDE
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold underline")
+    for name in ("run", "layer", "status"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("finding" if wide else "finding, what to try", no_wrap=to_file)
+    for name in ("epoch", "number"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("what to try", no_wrap=to_file, overflow="fold")
+    for row, verdict in judged:
+        run_id = row.run_id if to_file else row.run_id[:_SHORT_ID]
+        status = Text(verdict.status, style=COLOURS[verdict.status])
+        head = (Text(run_id, style="dim"), Text(_plain(row.layer)), status)
+        for finding in verdict.findings:
+            table.add_row(*head, *_cells(finding, wide))
+            if not to_file:
+                head = (Text(), Text(), Text())
+        if not verdict.findings:
+            table.add_row(*head)
+    return table
+
+
+def _cells(finding: Finding, wide: bool) -> Iterator[Text]:
+    found = _plain(f"{words(finding.code)}: {finding.message}")
+    yield Text(found if wide else f"{found}\n{finding.advice}")
+    yield Text("" if finding.epoch is None else str(finding.epoch))
+    yield Text(f"{finding.number:.4g}")
+    if wide:
+        yield Text(finding.advice)
+
+
+def _plain(text: str) -> str:
+    """Text out of a store that others may write to: no control characters reach the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
