@@ -17,8 +17,9 @@ class HealthSettings(Section):
     """`diverged`: the FVU stands this far above its lowest, or above 1 where it never was lower."""
     spike_ratio: float = Field(1.5, gt=1)
     """`loss_spike`: an epoch's loss is over this many times the one before."""
-    last_fall: float = Field(0.1, gt=0, lt=1)
-    """`not_converged`: the last epoch still took more than this share off the loss."""
+    last_fall: float = Field(0.05, gt=0, lt=1)
+    """`not_converged`: the last epoch still took more than this share off the loss and off the
+    held-out FVU."""
     plateau_fvu: float = Field(0.5, gt=0)
     """`plateau_too_early`: the loss stood still (within 2%) after a third of the epochs, at an FVU
     above this."""

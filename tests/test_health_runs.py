@@ -68,7 +68,7 @@ def test_a_layers_run_has_its_health_in_tags_params_and_an_artifact(train, tmp_p
     assert run.tags["sae.health.reasons"] == "not_converged"
     found = stored_health(training.store, run.run_id, tmp_path)
     assert found["status"] == "warning" and found["findings"][0]["advice"] == "train.epochs=4"
-    assert run.params["health.last_fall"] == "0.1"
+    assert run.params["health.last_fall"] == "0.05"
     assert 1 < float(run.params["data.largest_norm_ratio"]) <= 10
     assert judge_run(training.store, run).tags == {
         key: run.tags[key] for key in ("sae.health", "sae.health.reasons")

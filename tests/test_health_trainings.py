@@ -54,8 +54,9 @@ def test_an_l1_penalty_that_is_far_too_heavy_is_a_collapse():
     assert "l0_collapsed" in codes(verdict)
 
 
-def test_two_epochs_alone_have_not_converged():
-    verdict, live = trained(train_settings={"epochs": 2})
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "transcoder"])
+def test_two_epochs_alone_have_not_converged(name):
+    verdict, live = trained(name, train_settings={"epochs": 2})
     assert codes(verdict) == {"not_converged"} and verdict.status == "warning"
     assert verdict.findings[0].advice == "train.epochs=4"
     assert [each.status for each in live] == ["ok", "ok"], "an epoch may not be the last"

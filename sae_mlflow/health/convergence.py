@@ -18,20 +18,20 @@ _LEAST_EPOCHS = 6  # two of them are a third
 
 
 def not_converged(curves: Curves, facts: Facts, thresholds: HealthSettings) -> Iterator[Finding]:
-    """What the last epoch still took off the loss."""
-    points = curves.points(*_LOSS)
-    if facts.running or len(points) < 2 or points[-2].value <= 0:
+    """What the last epoch still took off the loss, and off the held-out FVU: what it takes off the
+    loss alone is memory of the training tokens, and the learning rate that goes to 0."""
+    both = [curves.points(*_LOSS), curves.points("val_fvu")]
+    falls = [1 - p[-1].value / p[-2].value for p in both if len(p) > 1 and p[-2].value > 0]
+    if facts.running or not falls or min(falls) <= thresholds.last_fall:
         return
-    before, last = points[-2:]
-    fall = 1 - last.value / before.value
-    if fall > thresholds.last_fall:
-        epochs = max(facts.epochs or 0, last.epoch)
-        yield Finding(
-            "not_converged",
-            f"the loss still fell by {fall:.0%} in the last epoch",
-            f"train.epochs={2 * epochs}",
-            fall,
-        )
+    epochs = max(facts.epochs or 0, curves.n_epochs)
+    yield Finding(
+        "not_converged",
+        f"the loss still fell by {falls[0]:.0%} in the last epoch"
+        + (f", and held-out FVU by {falls[1]:.0%}" if falls[1:] else ""),
+        f"train.epochs={2 * epochs}",
+        min(falls),
+    )
 
 
 def plateau_too_early(

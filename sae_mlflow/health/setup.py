@@ -8,8 +8,6 @@ from sae_mlflow.health.facts import FAILED, KILLED, Facts
 from sae_mlflow.health.finding import Finding
 from sae_mlflow.schedule import default_learning_rate
 
-_FEW_TOKENS = 1e-5  # a share that a percentage would show as 0
-
 
 def giant_norms(curves: Curves, facts: Facts, thresholds: HealthSettings) -> Iterator[Finding]:
     """Tokens with giant norms that were left in: a handful carries most of a layer's power."""
