@@ -132,7 +132,8 @@ def _finish(training: Training, parent: OpenRun) -> None:
     if training.settings.plots.after_training:
         with training.clock.stage("plot"), drawing(training.display, "all layers"):
             copies = outputs.output_folder(training.settings)
-            draw_parent(training.store, parent.run_id, copies)
+            pages = training.settings.plots.interactive
+            draw_parent(training.store, parent.run_id, copies, pages)
     with training.clock.stage("log"):
         complete_mirrors(training)
     seconds = {stage: round(value, 3) for stage, value in training.clock.seconds.items()}

@@ -13,6 +13,9 @@ if TYPE_CHECKING:  # at run time it would import mlflow
     from sae_mlflow.tracking.store import Store
 
 
+Interactive = Literal["parent", "all", "none"]
+
+
 @dataclass(frozen=True)
 class Choice:
     """What of an experiment is drawn, and where it goes."""
@@ -26,6 +29,8 @@ class Choice:
     runs: Literal["latest", "all"] = "latest"
     comparison: bool = True
     log: bool = True
+    interactive: Interactive = "parent"
+    """Which interactive pages there are: beside overlays, or also beside each layer's pictures."""
     output_dir: Path | None = None
     """Also write `{output_dir}/{model}/training_plots/`."""
 

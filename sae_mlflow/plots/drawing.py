@@ -1,4 +1,4 @@
-"""Pictures to PNG files, in two processes where that is quicker."""
+"""Pictures and pages to files, in two processes where that is quicker."""
 
 import multiprocessing
 import os
@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sae_mlflow.plots.pages import Page
 from sae_mlflow.plots.pictures import Picture
 from sae_mlflow.whole_file import whole_file
 
 if TYPE_CHECKING:  # matplotlib and seaborn take seconds to import
     from matplotlib.figure import Figure
+
+Drawable = Picture | Page
 
 PROCESSES = min(2, os.cpu_count() or 1)
 
@@ -23,12 +26,16 @@ PROCESSES = min(2, os.cpu_count() or 1)
 MANY = 12
 
 
-def draw(picture: Picture) -> Path:
-    """Draw one picture; its file is there whole, or not at all.
+def draw(picture: Drawable) -> Path:
+    """Draw one picture or page; its file is there whole, or not at all.
 
     Raises:
         UserError: the file can't be written.
     """
+    if picture.kind == "page":
+        from sae_mlflow.plots.interactive import write_page
+
+        return write_page(picture)
     from sae_mlflow.plots.looks import DPI, theme
 
     figure = _figure(picture)
@@ -39,7 +46,7 @@ def draw(picture: Picture) -> Path:
 
 
 def draw_all(
-    pictures: Sequence[Picture], pool: ProcessPoolExecutor | None = None
+    pictures: Sequence[Drawable], pool: ProcessPoolExecutor | None = None
 ) -> Generator[Path, None, None]:
     """Draw pictures, handing out each file in turn as soon as it is there.
 

@@ -42,7 +42,7 @@ def training_history(table: pd.DataFrame, note: str = "") -> Figure:
         note: a line under the title.
     """
     with theme():
-        figure, panels = _page(2, 2, (4.45, 2.75), _title(table), _with_seeds(note, table))
+        figure, panels = _page(2, 2, (4.45, 2.75), _title(table), with_seeds(note, table))
         epochs = _epochs(table)
         for axes, metric in zip(panels, HISTORY_METRICS, strict=True):
             curve = _only_curve(table, metric)
@@ -57,7 +57,7 @@ def training_history(table: pd.DataFrame, note: str = "") -> Figure:
 def single_metric(table: pd.DataFrame, metric: str, note: str = "") -> Figure:
     """One metric of one layer, its final value written at the line's end."""
     with theme():
-        title, note = _title(table), _with_seeds(note, table)
+        title, note = _title(table), with_seeds(note, table)
         figure, (axes,) = _page(1, 1, (6.9, 4.1), title, note, right=1.1)
         curve = _only_curve(table, metric)
         draw_panel(axes, metric, [curve] if curve else [], _epochs(table))
@@ -82,7 +82,7 @@ def all_layers(table: pd.DataFrame, metric: str, note: str = "") -> Figure:
         by_line = dict(list(means.groupby(["layer", "setting"])))
         curves = [key.curve(line, by_line[line]) for line in key.lines if line in by_line]
         absent = [" · ".join(filter(None, line)) for line in key.lines if line not in by_line]
-        notes = [_with_seeds(note, table), _incomplete(curves, absent, epochs), _hidden(curves)]
+        notes = [with_seeds(note, table), incomplete(curves, absent, epochs), hidden(curves)]
         model = str(table["model"].iloc[0])
         figure, (axes,) = _page(
             1, 1, (7.3, 4.5), (model, "all layers"), "\n".join(filter(None, notes))
@@ -96,7 +96,7 @@ def all_layers(table: pd.DataFrame, metric: str, note: str = "") -> Figure:
     return figure
 
 
-def _hidden(curves: Sequence[Curve]) -> str:
+def hidden(curves: Sequence[Curve]) -> str:
     """A line that names what can't be seen because it lies under another: TopK's L0, for one."""
     alike: dict[tuple[float, ...], list[str]] = {}
     for curve in curves:
@@ -218,13 +218,13 @@ def _name_final(axes: Axes, curve: Curve) -> None:
     )
 
 
-def _with_seeds(note: str, table: pd.DataFrame) -> str:
+def with_seeds(note: str, table: pd.DataFrame) -> str:
     most = table.groupby(["layer", "setting"])["run_id"].nunique().max()
     seeds = "line: mean over seeds, band: their range" if most > 1 else ""
     return " · ".join(filter(None, (note, seeds)))
 
 
-def _incomplete(curves: Sequence[Curve], absent: Sequence[str], epochs: Sequence[int]) -> str:
+def incomplete(curves: Sequence[Curve], absent: Sequence[str], epochs: Sequence[int]) -> str:
     """A line that names the layers whose numbers are missing, all of them or in part."""
     gaps = [(curve.label, without_number(curve, epochs)) for curve in curves]
     parts = [f"{name} (all)" for name in absent]

@@ -179,7 +179,7 @@ def _value_axis(axes: Axes, metric: str, curves: Sequence[Curve]) -> None:
     elif not values.any():
         axes.set_ylim(-0.06, 1)
         axes.yaxis.set_major_locator(FixedLocator([0]))
-        _say(axes, _zero_text(metric))
+        _say(axes, zero_text(metric))
     else:
         low, high = float(values.min()), float(values.max())
         least = _LEAST_SPAN * max(abs(low), abs(high))
@@ -190,7 +190,7 @@ def _value_axis(axes: Axes, metric: str, curves: Sequence[Curve]) -> None:
         )
 
 
-def _zero_text(metric: str) -> str:
+def zero_text(metric: str) -> str:
     if metric == "sparsity_loss":
         return (
             "0 at every epoch: there is no sparsity penalty\n"

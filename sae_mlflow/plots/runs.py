@@ -1,4 +1,4 @@
-"""Pictures of runs: queried from the store, drawn, and logged to the run that holds their data.
+"""Pictures and pages of runs: queried from the store, drawn, and logged to the runs they are of.
 
 A layer's pictures go to its run. What several runs share goes to their parent where they have one
 in common, and else to the model's comparison run.
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 from sae_mlflow import naming
 from sae_mlflow.history import REQUIRED_KEYS
-from sae_mlflow.plots.choice import Choice, chosen_rows, finished_rows
-from sae_mlflow.plots.drawing import draw_all
+from sae_mlflow.plots.choice import Choice, Interactive, chosen_rows, finished_rows
+from sae_mlflow.plots.drawing import Drawable, draw_all
+from sae_mlflow.plots.homes import Homes
+from sae_mlflow.plots.pages import all_layers_page, layer_page, run_links
 from sae_mlflow.plots.pictures import (
     OVERLAY_METRICS,
-    Picture,
     distinct,
     layer_pictures,
     overlay_pictures,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:  # pandas and mlflow take seconds to import
 
 @dataclass(frozen=True)
 class _Job:
-    picture: Picture
+    picture: Drawable
     home: str | None
     """The run that it is logged to; None logs it nowhere."""
     copy: Path | None = None
@@ -49,13 +50,18 @@ class _Job:
 
 
 def draw_layer_run(
-    store: "Store", run_id: str, output_dir: Path | None = None, slider_steps: Sequence[int] = ()
+    store: "Store",
+    run_id: str,
+    output_dir: Path | None = None,
+    slider_steps: Sequence[int] = (),
+    interactive: Interactive = "parent",
 ) -> list[str]:
     """Draw a layer's two pictures from the store and log them to its run.
 
     Args:
         output_dir: also write `{output_dir}/{model}/training_plots/`.
         slider_steps: where the training history stands on the slider of the UI's image panel.
+        interactive: `all` makes the layer's page too.
 
     Returns:
         Their addresses, `runs:/ID/training_plots/...`, and the files' paths; none for what has
@@ -64,9 +70,10 @@ def draw_layer_run(
     from sae_mlflow.plots import frames
 
     row = store.run(run_id)
-    table = frames.run_table(store, [[row]], REQUIRED_KEYS)
-    homes, choice = _Homes(store, row.experiment_id), Choice(output_dir=output_dir)
-    history, *others = _layer_jobs(table, [[row]], homes, choice)
+    choice = Choice(output_dir=output_dir, interactive=interactive)
+    table = frames.run_table(store, [[row]], _metrics([row], choice, interactive == "all"))
+    homes = Homes(store, row.experiment_id)
+    history, *others = _layer_jobs(store, table, [[row]], homes, choice)
     history = replace(history, slider_steps=tuple(slider_steps))
     return list(_carry_out(store, [history, *others]))
 
@@ -84,24 +91,33 @@ def draw_live(store: "Store", run_id: str, slider_steps: Sequence[int]) -> list[
 
     row = store.run(run_id)
     table = frames.run_table(store, [[row]], REQUIRED_KEYS)
-    history, *_ = _layer_jobs(table, [[row]], _Homes(store, row.experiment_id), Choice())
+    homes = Homes(store, row.experiment_id)
+    history, *_ = _layer_jobs(store, table, [[row]], homes, Choice(interactive="none"))
     return list(_carry_out(store, [replace(history, slider_steps=tuple(slider_steps))]))
 
 
-def draw_parent(store: "Store", parent_run_id: str, output_dir: Path | None = None) -> list[str]:
+def draw_parent(
+    store: "Store",
+    parent_run_id: str,
+    output_dir: Path | None = None,
+    interactive: Interactive = "parent",
+) -> list[str]:
     """Draw a training's cross-layer pictures, as `draw_layer_run` does a layer's.
 
     They go to the parent run; there are none where no layer has finished.
+
+    Args:
+        interactive: `none` leaves the page of all layers out.
     """
     from sae_mlflow.plots import frames
 
     parent = store.run(parent_run_id)
     rows = store.layer_runs(parent.experiment_id, parent_id=parent_run_id)
     grouped = frames.groups(rows, "all")
-    table = frames.run_table(store, grouped, OVERLAY_METRICS)
-    homes = _Homes(store, parent.experiment_id)
-    choice = Choice(output_dir=output_dir)
-    return list(_carry_out(store, _overlay_jobs(table, grouped, homes, choice)))
+    choice = Choice(output_dir=output_dir, interactive=interactive)
+    table = frames.run_table(store, grouped, _metrics(rows, choice, interactive != "none"))
+    homes = Homes(store, parent.experiment_id)
+    return list(_carry_out(store, _overlay_jobs(store, table, grouped, homes, choice)))
 
 
 def draw_experiment(
@@ -121,45 +137,28 @@ def draw_experiment(
     experiment_id = store.find_experiment(experiment)
     rows = chosen_rows(finished_rows(store, experiment, experiment_id), experiment, choice)
     grouped = frames.groups(rows, choice.runs)
-    table = frames.run_table(store, grouped, [choice.metric] if choice.metric else REQUIRED_KEYS)
-    homes = _Homes(store, experiment_id) if choice.log else None
-    jobs = _layer_jobs(table, grouped, homes, choice)
+    pages = choice.interactive == "all" or (choice.interactive == "parent" and choice.comparison)
+    table = frames.run_table(store, grouped, _metrics(rows, choice, pages))
+    homes = Homes(store, experiment_id) if choice.log else None
+    jobs = _layer_jobs(store, table, grouped, homes, choice)
     if choice.comparison:
-        jobs += _overlay_jobs(table, grouped, homes, choice)
+        jobs += _overlay_jobs(store, table, grouped, homes, choice)
     yield from _carry_out(store, jobs, pool)
 
 
-class _Homes:
-    """The run that a picture of given runs is logged to."""
+def _metrics(rows: Sequence["RunRow"], choice: Choice, pages: bool) -> list[str]:
+    """What is read of runs: what pictures show, and for pages all that there is."""
+    from sae_mlflow.plots import frames
 
-    def __init__(self, store: "Store", experiment_id: str) -> None:
-        self._store, self._experiment_id = store, experiment_id
-        self._comparisons: dict[str, str] = {}
-        self._there: dict[str, bool] = {}
-
-    def of(self, rows: Sequence["RunRow"]) -> str:
-        """One run's pictures belong to itself."""
-        return rows[0].run_id if len(rows) == 1 else self.shared(rows)
-
-    def shared(self, rows: Sequence["RunRow"]) -> str:
-        """The parent that all have in common, if it is still there; else the comparison run."""
-        parents = {row.parent_id for row in rows}
-        parent = parents.pop() if len(parents) == 1 else None
-        if parent and parent not in self._there:
-            self._there[parent] = self._store.is_there(parent)
-        if parent and self._there[parent]:
-            return parent
-        model = rows[0].model
-        if model not in self._comparisons:
-            run = self._store.comparison_run(self._experiment_id, model)
-            self._comparisons[model] = run.run_id
-        return self._comparisons[model]
+    pictured = [choice.metric] if choice.metric else REQUIRED_KEYS
+    return list(dict.fromkeys([*pictured, *(frames.per_epoch(rows) if pages else ())]))
 
 
 def _layer_jobs(
+    store: "Store",
     table: "pd.DataFrame",
     grouped: Sequence[Sequence["RunRow"]],
-    homes: _Homes | None,
+    homes: Homes | None,
     choice: Choice,
 ) -> list[_Job]:
     from sae_mlflow.plots import frames
@@ -169,20 +168,26 @@ def _layer_jobs(
     names = [stem(g[0].model, g[0].layer, s) for g, s in zip(grouped, labels, strict=True)]
     for group, unique in zip(grouped, distinct(names), strict=True):
         mine = table[table["run_id"].isin([row.run_id for row in group])]
+        drawn = mine[mine["metric"].isin([choice.metric] if choice.metric else REQUIRED_KEYS)]
         # in its own run a picture has the plain name; elsewhere it may meet other settings'
         name = stem(group[0].model, group[0].layer) if len(group) == 1 else unique
-        note = frames.describe(group)
-        pictures = layer_pictures(mine, Path(), name, choice.metric, note)
-        copies = layer_pictures(mine, _folder(choice, group[0]), unique, choice.metric)
+        note, folder = frames.describe(group), _folder(choice, group[0])
+        pictures: list[Drawable] = [*layer_pictures(drawn, Path(), name, choice.metric, note)]
+        copies: list[Drawable] = [*layer_pictures(drawn, folder, unique, choice.metric)]
+        if choice.interactive == "all":
+            links = run_links(store, group)
+            pictures.append(layer_page(mine, Path(), name, choice.metric, note, links))
+            copies.append(layer_page(mine, folder, unique))
         home = homes.of(group) if homes else None
         jobs += _jobs(pictures, copies, home, choice)
     return jobs
 
 
 def _overlay_jobs(
+    store: "Store",
     table: "pd.DataFrame",
     grouped: Sequence[Sequence["RunRow"]],
-    homes: _Homes | None,
+    homes: Homes | None,
     choice: Choice,
 ) -> list[_Job]:
     from sae_mlflow.plots import frames
@@ -192,9 +197,15 @@ def _overlay_jobs(
     models = list(dict.fromkeys(group[0].model for group in grouped))
     for model, name in zip(models, distinct(map(stem, models)), strict=True):
         rows = [row for group in grouped for row in group if row.model == model]
-        mine = table[(table["model"] == model) & table["metric"].isin(metrics)]
-        pictures = overlay_pictures(mine, Path(), name, metrics, frames.describe(rows))
-        copies = overlay_pictures(mine, _folder(choice, rows[0]), name, metrics)
+        mine = table[table["model"] == model]
+        drawn = mine[mine["metric"].isin(metrics)]
+        note, folder = frames.describe(rows), _folder(choice, rows[0])
+        pictures: list[Drawable] = [*overlay_pictures(drawn, Path(), name, metrics, note)]
+        copies: list[Drawable] = [*overlay_pictures(drawn, folder, name, metrics)]
+        if choice.interactive != "none":
+            links = run_links(store, rows)
+            pictures.append(all_layers_page(mine, Path(), name, choice.metric, note, links))
+            copies.append(all_layers_page(mine, folder, name))
         home = homes.shared(rows) if homes else None
         jobs += _jobs(pictures, copies, home, choice)
     return jobs
@@ -205,7 +216,7 @@ def _folder(choice: Choice, row: "RunRow") -> Path:
 
 
 def _jobs(
-    pictures: Sequence[Picture], copies: Sequence[Picture], home: str | None, choice: Choice
+    pictures: Sequence[Drawable], copies: Sequence[Drawable], home: str | None, choice: Choice
 ) -> list[_Job]:
     return [
         _Job(picture, home, copy.path if choice.output_dir else None)

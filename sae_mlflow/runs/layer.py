@@ -41,7 +41,8 @@ def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> 
             with clock.stage("plot"), drawing(training.display, label):
                 steps = live.slider_steps(len(history["total_loss"]))
                 copies = outputs.output_folder(settings)
-                draw_layer_run(training.store, run.run_id, copies, steps)
+                pages = settings.plots.interactive
+                draw_layer_run(training.store, run.run_id, copies, steps, pages)
     if settings.output.dir:
         outputs.write_layer(settings, sae, acts, history)
     weight_bytes = sum(p.numel() * p.element_size() for p in sae.parameters())
