@@ -152,7 +152,8 @@
     const range = valueRange(drawn, log);
     const grid = { gridcolor: "#e3e3e3", linecolor: "#b0b0b0", zeroline: false };
     const value = { title: title(metric.axis), exponentformat: "power", ...grid };
-    const nothing = hidden.size === page.curves.length ? "all curves are hidden" : "nothing to draw";
+    const allHidden = hidden.size === page.curves.length;
+    const nothing = allHidden ? "all curves are hidden" : log ? "no number above 0" : "no numbers";
     return {
       font: { family: "system-ui, sans-serif", size: 13, color: "#222" },
       margin: { l: 76, r: 14, t: 34, b: 50 },
@@ -160,9 +161,12 @@
       showlegend: false,
       uirevision: `${metric.key} ${log}`,
       xaxis: epochAxis(drawn),
-      yaxis: range
-        ? { ...value, type: log ? "log" : "linear", range }
-        : { ...value, range: [0, 1], showticklabels: false },
+      yaxis: {
+        ...value,
+        type: log ? "log" : "linear",
+        range: range || [0, 1],
+        showticklabels: range !== null,
+      },
       annotations: range
         ? []
         : [{ text: nothing, xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false }],
@@ -256,6 +260,7 @@
   function clicked(event) {
     const { curve, run } = owners[event.points[0].curveNumber];
     find("run").replaceChildren(...(run ? [run] : curve.runs).map(runLine));
+    find("run").scrollIntoView({ block: "nearest" });
     if (run && opens(run) && !embedded) window.open(run.address, "_blank", "noopener");
   }
 
