@@ -249,6 +249,9 @@ class PlotSettings(_Section):
     image slider in the MLflow UI."""
     live_seconds: float = Field(30.0, gt=0)
     """At least this long after the last time."""
+    interactive: Literal["parent", "all", "none"] = "parent"
+    """Interactive pages beside the pictures: of all layers in the parent's run, `all` also of each
+    layer in its own."""
 
 
 class EvaluateSettings(_Section):

@@ -127,7 +127,7 @@ def test_plotting_imports_neither_torch_nor_transformers():
 def test_the_package_and_its_command_line_import_nothing_heavy():
     code = (
         "import sys, sae_mlflow, sae_mlflow.__main__, sae_mlflow.plot;"
-        "heavy = {'torch', 'transformers', 'mlflow', 'pandas', 'matplotlib', 'datasets'};"
+        "heavy = {'torch', 'transformers', 'mlflow', 'pandas', 'matplotlib', 'plotly', 'datasets'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -122,7 +122,7 @@ def test_pictures_out_of_the_store_bear_what_the_tags_say(tmp_path):
     store.reopen(run_id).tag(tags)
     grouped = frames.groups(store.layer_runs(experiment), "latest")
     table = frames.run_table(store, grouped, ["total_loss", "reconstruction_loss"])
-    jobs = _layer_jobs(table, grouped, None, Choice(output_dir=tmp_path))
+    jobs = _layer_jobs(store, table, grouped, None, Choice(output_dir=tmp_path))
     for job in jobs:
         assert job.picture.marks.marks == (Mark("loss_spike", 2), Mark("not_converged", None))
     made = list(draw_experiments(store, ["marked"], Choice(output_dir=tmp_path, log=False)))

@@ -171,6 +171,7 @@ def test_the_artifacts_are_those_of_the_contract(store, layers, parent, tmp_path
         "training_plots/tiny-llama_all_layers_reconstruction_loss.png",
         "training_plots/tiny-llama_all_layers_total_loss.png",
         "training_plots/tiny-llama_all_layers_l0_norm.png",
+        "training_plots/tiny-llama_all_layers.html",
         "config.yaml",
         "seconds_by_stage.json",
     }
@@ -223,7 +224,7 @@ def test_an_output_folder_gets_the_same_as_plain_files(home, store, layers, tmp_
     expected = {
         f"training_plots/tiny-llama_all_layers_{metric}.png"
         for metric in ("reconstruction_loss", "total_loss", "l0_norm")
-    }
+    } | {"training_plots/tiny-llama_all_layers.html"}
     for layer in ("layer1", "layer2_mlp"):
         expected |= {
             f"{layer}_training_history.json",

@@ -32,7 +32,7 @@ from sae_mlflow.plot import (
     plot_sae_training_history,
 )
 from sae_mlflow.plots import drawing
-from sae_mlflow.plots.choice import parse_layers
+from sae_mlflow.plots.choice import Choice, parse_layers
 from sae_mlflow.plots.pictures import distinct, stem
 from sae_mlflow.plots.runs import draw_layer_run, draw_parent
 
@@ -80,8 +80,11 @@ def plot(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
 
 @pytest.fixture
 def plot_experiment(plot):
+    """Its pictures; pages are test_interactive's."""
+
     def run(*arguments: object) -> Outcome:
-        return plot("--tracking-uri", filled_store()[0].uri, "--experiment", *arguments)
+        options = ("--no-interactive", "--tracking-uri", filled_store()[0].uri)
+        return plot(*options, "--experiment", *arguments)
 
     return run
 
@@ -139,7 +142,7 @@ def test_pictures_have_150_dots_per_inch():
 
 def test_a_parent_gets_its_layers_over_each_other(figures):
     store, runs = filled_store()
-    addresses = draw_parent(store, runs["parent"])
+    addresses = draw_parent(store, runs["parent"], Choice(interactive="none"))
     assert addresses == [f"runs:/{runs['parent']}/training_plots/{name}" for name in OVERLAYS]
     by_metric = dict(zip(("reconstruction_loss", "total_loss", "l0_norm"), figures, strict=True))
     assert legend(by_metric["total_loss"]) == ["layer9", "layer10", "layer20"]
@@ -377,7 +380,7 @@ def test_histories_are_narrowed_and_compared(plot, tmp_path):
         write_histories(tmp_path / "saes" / model, ["layer8", "layer9", "layer10"])
     outcome = plot(
         *("--sae-dir", "saes", "--model-name", MODEL, "--layers", "8-9"),
-        *("--comparison", "--metric", "l0_norm", "--output-dir", "out"),
+        *("--comparison", "--metric", "l0_norm", "--no-interactive", "--output-dir", "out"),
     )
     folder = f"out/{STEM}/training_plots"
     names = [f"{STEM}_{what}_l0_norm.png" for what in ("layer8", "layer9", "all_layers")]
@@ -505,7 +508,7 @@ def test_the_real_command_draws_an_experiment_in_two_processes(tmp_path):
     done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.splitlines()) == [f"out/{file}" for file in tree(tmp_path / "out")]
-    assert len(done.stdout.splitlines()) == 10
+    assert len(done.stdout.splitlines()) == 11, "2 a layer, 3 overlays, their page, final values"
 
 
 def test_plotting_imports_neither_torch_nor_transformers(tmp_path):

@@ -69,6 +69,14 @@ def plot_command(
             help="Overlays of all layers. [default: on with --experiment, else off]",
         ),
     ] = None,
+    interactive: Annotated[
+        bool | None,
+        typer.Option(
+            "--interactive/--no-interactive",
+            help="Pages for the browser: beside overlays, and beside each layer's pictures. "
+            "[default: beside overlays alone]",
+        ),
+    ] = None,
     log: Annotated[
         bool | None,
         typer.Option("--log/--no-log", help="Log the pictures into the runs. [default: log]"),
@@ -111,6 +119,7 @@ def plot_command(
         filter=filter or None,
         comparison=bool(experiment) if comparison is None else comparison,
         log=log is not False,
+        interactive="parent" if interactive is None else "all" if interactive else "none",
         output_dir=output_dir,
         style=load_style(style or None),
         formats=parse_formats(format_),

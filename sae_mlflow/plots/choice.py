@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # at run time it would import mlflow
     from sae_mlflow.tracking.store import Store
 
 
+Interactive = Literal["parent", "all", "none"]
+
+
 @dataclass(frozen=True)
 class Choice:
     """What of an experiment is drawn, how, and where it goes."""
@@ -30,6 +33,8 @@ class Choice:
     """Only runs of which this holds, in MLflow's filter language."""
     comparison: bool = True
     log: bool = True
+    interactive: Interactive = "parent"
+    """Which interactive pages there are: beside overlays, or also beside each layer's pictures."""
     output_dir: Path | None = None
     """Also write `{output_dir}/{model}/training_plots/`."""
     style: Style = field(default_factory=load_style)

@@ -1,4 +1,4 @@
-"""Pictures to files, in two processes where that is quicker."""
+"""Pictures and pages to files, in two processes where that is quicker."""
 
 import multiprocessing
 import os
@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sae_mlflow.plots.pages import Page
 from sae_mlflow.plots.pictures import Picture
 from sae_mlflow.whole_file import whole_file
 
 if TYPE_CHECKING:  # matplotlib and seaborn take seconds to import
     from matplotlib.figure import Figure
+
+Drawable = Picture | Page
 
 PROCESSES = min(2, os.cpu_count() or 1)
 
@@ -23,12 +26,16 @@ PROCESSES = min(2, os.cpu_count() or 1)
 MANY = 12
 
 
-def draw(picture: Picture) -> list[Path]:
-    """Draw one picture; each of its files is there whole, or not at all.
+def draw(picture: Drawable) -> list[Path]:
+    """Draw one picture or page; each of its files is there whole, or not at all.
 
     Raises:
         UserError: a file can't be written.
     """
+    if isinstance(picture, Page):
+        from sae_mlflow.plots.interactive import write_page
+
+        return [write_page(picture)]
     from sae_mlflow.plots.formats import save
 
     figure = _figure(picture)
@@ -39,7 +46,7 @@ def draw(picture: Picture) -> list[Path]:
 
 
 def draw_all(
-    pictures: Sequence[Picture], pool: ProcessPoolExecutor | None = None
+    pictures: Sequence[Drawable], pool: ProcessPoolExecutor | None = None
 ) -> Generator[list[Path], None, None]:
     """Draw pictures, handing out each one's files in turn as soon as they are there.
 

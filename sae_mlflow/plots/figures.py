@@ -7,18 +7,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sae_mlflow.errors import known
-from sae_mlflow.plots.curve import Curve, without_number
+from sae_mlflow.plots.curve import Curve
 from sae_mlflow.plots.frames import over_seeds
 from sae_mlflow.plots.layer_key import LayerKey
 from sae_mlflow.plots.marks import NO_MARKS, Marks, draw_marks, health_note
-from sae_mlflow.plots.numbers import number_text, ranges
+from sae_mlflow.plots.notes import hidden, incomplete, with_seeds
+from sae_mlflow.plots.numbers import number_text
 from sae_mlflow.plots.page_layout import Rooms, new_page
 from sae_mlflow.plots.panels import draw_panel, label_lines, place_axis_labels
 from sae_mlflow.plots.style import Style, load_style
 from sae_mlflow.plots.style_parts import Panel, fill
 from sae_mlflow.plots.text_size import inches
-from sae_mlflow.plots.value_axis import NOT_ON_LOG, OFF_THE_AXIS, not_shown
 
 HISTORY_METRICS = ("reconstruction_loss", "total_loss", "sparsity_loss", "l0_norm")
 
@@ -43,7 +42,7 @@ def training_history(
             columns,
             panel,
             (style.titles.training_history, _words(table)),
-            [*_notes(style, note, table), health_note(marks, curves)],
+            [*_facts(style, note, table), health_note(marks, curves)],
             label_lines=_label_lines(style, table, HISTORY_METRICS, panel),
         )
         for axes, (metric, curve) in zip(page.panels, curves.items(), strict=True):
@@ -72,7 +71,7 @@ def single_metric(
             1,
             panel,
             (style.titles.single_metric, _words(table, style.metric(metric).label)),
-            [*_notes(style, note, table), health_note(marks, {metric: curve})],
+            [*_facts(style, note, table), health_note(marks, {metric: curve})],
             label_lines=_label_lines(style, table, [metric], panel),
             right=_room_for_final(style, table, metric),
         )
@@ -101,7 +100,7 @@ def all_layers(
     with style.theme():
         key, epochs = LayerKey(table, style), _epochs(table[table["metric"] == metric])
         curves, absent = _curves(key, table, metric)
-        facts = [*_incomplete(style, metric, curves, absent, epochs), _hidden(curves)]
+        facts = [*incomplete(curves, absent, epochs, style.metric(metric)), hidden(curves)]
         words, panel = _words(table, style.metric(metric).label), style.sizes.overlay_panel
         page = new_page(
             style,
@@ -109,7 +108,7 @@ def all_layers(
             1,
             panel,
             (style.titles.all_layers, {**words, "layer": "all layers", "setting": ""}),
-            [*_notes(style, note, table), *facts],
+            [*_facts(style, note, table), *facts],
             label_lines=_label_lines(style, table, [metric], panel),
         )
         (axes,) = page.panels
@@ -131,29 +130,15 @@ def _curves(key: LayerKey, table: pd.DataFrame, metric: str) -> tuple[list[Curve
     return curves, absent
 
 
-def _hidden(curves: Sequence[Curve]) -> str:
-    """A line that names what can't be seen because it lies under another: TopK's L0, for one."""
-    alike: dict[tuple[float, ...], list[str]] = {}
-    for curve in curves:
-        points = curve.finite[["epoch", "mean"]].to_numpy().ravel()
-        alike.setdefault(tuple(points.tolist()), []).append(curve.label)
-    if len(curves) > 1 and len(alike) == 1:
-        return f"The {len(curves)} lines are the same: they lie on each other."
-    shared = [" = ".join(labels) for points, labels in alike.items() if points and labels[1:]]
-    return f"Lying on each other: {known(shared, limit=3)}" if shared else ""
-
-
 def _words(table: pd.DataFrame, metric: str = "") -> dict[str, str]:
     """What a title's placeholders stand for."""
     first = table.iloc[0]
     return {"metric": metric, **{key: str(first[key]) for key in ("model", "layer", "setting")}}
 
 
-def _notes(style: Style, note: str, table: pd.DataFrame) -> list[str]:
-    """The lines under the title: what was trained, and how it is drawn."""
-    most = table.groupby(["layer", "setting"])["run_id"].nunique().max()
-    seeds = "line: mean over seeds, band: their range" if most > 1 else ""
-    parts = (note if style.titles.note else "", seeds, style.smoothing.words)
+def _facts(style: Style, note: str, table: pd.DataFrame) -> list[str]:
+    """The line under the title: what was trained, and how it is drawn."""
+    parts = (with_seeds(note if style.titles.note else "", table), style.smoothing.words)
     return [" · ".join(filter(None, parts))]
 
 
@@ -235,26 +220,3 @@ def _name_final(axes: Axes, style: Style, curve: Curve) -> None:
         fontweight="bold",
         linespacing=1.3,
     )
-
-
-def _incomplete(
-    style: Style,
-    metric: str,
-    curves: Sequence[Curve],
-    absent: Sequence[str],
-    epochs: Sequence[int],
-) -> list[str]:
-    """Lines that name the layers whose numbers are missing or not shown, all of them or in part."""
-    look = style.metric(metric)
-    found: dict[str, list[str]] = {"No number": [f"{name} (all)" for name in absent]}
-    for curve in curves:
-        there = set(map(int, curve.finite["epoch"]))
-        for reason, missing in {
-            "No number": without_number(curve, epochs),
-            **not_shown(curve, look),
-        }.items():
-            which = "all" if reason != "No number" and set(missing) == there else ranges(missing)
-            words = f"{curve.label} ({which if which == 'all' else f'epochs {which}'})"
-            found.setdefault(reason, []).extend([words] if missing else [])
-    names = {NOT_ON_LOG: "0 or less, not on a log axis", OFF_THE_AXIS: "Off the axis"}
-    return [f"{names.get(r, r)}: {known(parts, limit=4)}" for r, parts in found.items() if parts]

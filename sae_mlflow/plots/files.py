@@ -7,10 +7,10 @@ from sae_mlflow import naming
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.history import FILE_SUFFIX, layer_of, read_history
 from sae_mlflow.plots.choice import Choice, check_layers, check_metric, same_model
-from sae_mlflow.plots.drawing import draw_all
+from sae_mlflow.plots.drawing import Drawable, draw_all
+from sae_mlflow.plots.pages import all_layers_page, layer_page
 from sae_mlflow.plots.pictures import (
     OVERLAY_METRICS,
-    Picture,
     layer_pictures,
     overlay_pictures,
     stem,
@@ -49,7 +49,7 @@ def draw_sae_dir(sae_dir: Path, choice: Choice) -> Iterator[str]:
         UserError: no history is there, or none that was chosen; a file is bad; two models' pictures
             would meet in one folder; a place can't be written.
     """
-    pictures: list[Picture] = []
+    pictures: list[Drawable] = []
     folders: dict[Path, Path] = {}
     for source, files in _chosen_files(sae_dir, choice).items():
         model = choice.model or source.resolve().name
@@ -99,17 +99,21 @@ def _read(files: Sequence[Path], choice: Choice) -> Histories:
     return histories
 
 
-def _pictures(model: str, histories: Histories, folder: Path, choice: Choice) -> list[Picture]:
+def _pictures(model: str, histories: Histories, folder: Path, choice: Choice) -> list[Drawable]:
     from sae_mlflow.plots.frames import history_table
 
     table = history_table(model, histories)
-    pictures: list[Picture] = []
+    pictures: list[Drawable] = []
     for layer in histories:
         mine = table[table["layer"] == layer]
         pictures += layer_pictures(mine, folder, stem(model, layer), choice.metric)
+        if choice.interactive == "all":
+            pictures.append(layer_page(mine, folder, stem(model, layer), choice.metric))
     if choice.comparison:
         metrics = [choice.metric] if choice.metric else OVERLAY_METRICS
         pictures += overlay_pictures(table, folder, stem(model), metrics)
+        if choice.interactive != "none":
+            pictures.append(all_layers_page(table, folder, stem(model), choice.metric))
     return [p.drawn(choice.style, choice.formats) for p in pictures if p.has_data]
 
 

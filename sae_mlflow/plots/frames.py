@@ -9,6 +9,7 @@ import pandas as pd
 
 from sae_mlflow import naming
 from sae_mlflow.history import restored
+from sae_mlflow.tracking.contents import WITHIN_EPOCH
 
 if TYPE_CHECKING:  # at run time it would import mlflow
     from sae_mlflow.tracking.contents import RunRow
@@ -90,6 +91,16 @@ def run_table(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def per_epoch(rows: Iterable["RunRow"]) -> list[str]:
+    """The metrics in the runs whose steps are epochs; of those within an epoch they are tokens."""
+    return sorted({key for row in rows for key in row.metrics if _by_epoch(key)})
+
+
+def by_epoch(table: pd.DataFrame) -> pd.DataFrame:
+    """A table without what was measured within epochs."""
+    return table[table["metric"].map(_by_epoch).astype(bool)]
+
+
 def history_table(
     model: str, histories: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> pd.DataFrame:
@@ -137,6 +148,10 @@ def describe(rows: Iterable["RunRow"]) -> str:
         _listed("seed " if len(values("seed")) == 1 else "seeds ", values("seed")),
     ]
     return " · ".join(fact for fact in facts if fact)
+
+
+def _by_epoch(metric: str) -> bool:
+    return not metric.startswith(f"{WITHIN_EPOCH}/")
 
 
 def _group_key(row: "RunRow") -> tuple[object, ...]:

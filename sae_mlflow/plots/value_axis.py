@@ -43,7 +43,7 @@ def draw_value_axis(axes: Axes, style: Style, metric: str, curves: Sequence[Curv
         _only_words(axes, style, f"no numbers for {metric}", [])
     elif not values.any():
         axes.set_ylim(-0.06, 1)
-        _only_words(axes, style, _zero_text(metric), [0])
+        _only_words(axes, style, zero_text(metric), [0])
     elif look.log and not (values > 0).any():
         axes.set_ylim(0, 1)
         _only_words(axes, style, "0 or less at every epoch:\nnot on a log axis", [])
@@ -135,7 +135,8 @@ def _draw_target(axes: Axes, style: Style, look: MetricStyle, curves: Sequence[C
     )
 
 
-def _zero_text(metric: str) -> str:
+def zero_text(metric: str) -> str:
+    """What is said where a metric is 0 at every epoch."""
     if metric == "sparsity_loss":
         return (
             "0 at every epoch: there is no sparsity penalty\n"

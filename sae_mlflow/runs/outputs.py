@@ -38,7 +38,10 @@ def pictures(settings: Settings) -> Choice:
     """
     folder = Path(settings.output.dir) if settings.output.dir else None
     style = load_style(settings.plots.style)
-    return Choice(output_dir=folder, style=style, formats=settings.plots.formats)
+    plots = settings.plots
+    return Choice(
+        output_dir=folder, style=style, formats=plots.formats, interactive=plots.interactive
+    )
 
 
 def write_layer(

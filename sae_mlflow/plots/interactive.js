@@ -1,0 +1,281 @@
+"use strict";
+(async () => {
+  const find = (id) => document.getElementById(id);
+  const page = JSON.parse(find("data").textContent);
+  // in the MLflow UI's artifact view, whose sandbox forbids to open or to download anything
+  const embedded = window.parent !== window;
+  const hidden = new Set(); // places in page.curves
+  const FEW_EPOCHS = 30; // with more, markers would be a thick line
+  const LEAST_SPAN = 0.05; // of the values: what is steadier than that is drawn as steady
+  const BUTTONS = ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"];
+  let owners = []; // for each trace its curve, and its run where it is of one run alone
+
+  function made(tag, text, attributes = {}) {
+    const element = document.createElement(tag);
+    element.textContent = text; // never as HTML: names may hold anything
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
+  }
+
+  // plotly reads a few tags in its texts; names are to be drawn as they are
+  function plain(text) {
+    const short = text.length > 90 ? `${text.slice(0, 60)}…${text.slice(-25)}` : text;
+    return short.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  }
+
+  function shown(value) {
+    const size = Math.abs(value);
+    if (size && (size < 1e-3 || size >= 1e7)) return String(Number(value.toPrecision(5)).toExponential());
+    return value.toLocaleString("en-US", { maximumSignificantDigits: 5 });
+  }
+
+  function epochsOf(series) {
+    return series.epochs || series.values.map((_, i) => i + 1);
+  }
+
+  async function inflated(base64) {
+    const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).text();
+  }
+
+  async function loadPlotly() {
+    const script = document.createElement("script");
+    script.textContent = await inflated(find("plotly").textContent);
+    document.head.append(script);
+  }
+
+  function hoverText(metric, curve, run, epoch, value, more = []) {
+    const lines = [
+      curve.label,
+      run ? `run ${run.name || run.id}` : "",
+      `epoch ${epoch.toLocaleString("en-US")}`,
+      `${metric.title}: ${value === null ? "no number" : shown(value)}`,
+      run && run.seed ? `seed ${run.seed}` : "",
+      ...more,
+    ];
+    return lines.filter(Boolean).map(plain).join("<br>");
+  }
+
+  function line(curve, series, texts, width, opacity) {
+    const few = series.values.filter((v) => v !== null).length <= FEW_EPOCHS;
+    const size = series.values.length === 1 ? 9 : 5;
+    return {
+      type: "scatter",
+      mode: few ? "lines+markers" : "lines",
+      x: epochsOf(series),
+      y: series.values,
+      line: { color: curve.colour, dash: curve.dash, width },
+      marker: { color: curve.colour, size },
+      opacity,
+      hoverinfo: "text",
+      hovertext: texts,
+      hoverlabel: { bgcolor: "#fff", bordercolor: curve.colour, font: { color: "#222" }, align: "left" },
+    };
+  }
+
+  function band(curve, series) {
+    const edge = (y, fill) => ({
+      type: "scatter",
+      mode: "lines",
+      x: epochsOf(series),
+      y,
+      line: { width: 0, color: curve.colour },
+      hoverinfo: "skip",
+      ...(fill ? { fill: "tonexty", fillcolor: `${curve.colour}30` } : {}),
+    });
+    return [edge(series.low, false), edge(series.high, true)];
+  }
+
+  function curveTraces(metric, curve, width) {
+    const series = curve.means[metric.key];
+    const epochs = epochsOf(series);
+    const text = (run, s, more) =>
+      epochsOf(s).map((epoch, i) => hoverText(metric, curve, run, epoch, s.values[i], more && more(i)));
+    if (curve.runs.length < 2) {
+      const run = curve.runs[0];
+      return [[line(curve, series, text(run, series), width, 1), run]];
+    }
+    const seeds = curve.runs.flatMap((run) => {
+      const own = run.series[metric.key];
+      return own ? [[line(curve, own, text(run, own), 1, 0.5), run]] : [];
+    });
+    const spread = (i) =>
+      series.low[i] === null
+        ? []
+        : [`mean over seeds, from ${shown(series.low[i])} to ${shown(series.high[i])}`];
+    const mean = line(curve, series, text(null, series, spread), width, 1);
+    return [...band(curve, series).map((t) => [t, null]), ...seeds, [mean, null]];
+  }
+
+  function traces(metric) {
+    owners = [];
+    const many = page.curves.length > 12;
+    return page.curves.flatMap((curve, place) => {
+      if (hidden.has(place) || !curve.means[metric.key]) return [];
+      return curveTraces(metric, curve, many ? 1.5 : 2.2).map(([trace, run]) => {
+        owners.push({ curve, run });
+        return trace;
+      });
+    });
+  }
+
+  // the range of the values' axis: a steady curve is drawn as steady, not as noise
+  function valueRange(drawn, log) {
+    let values = drawn.flatMap((trace) => trace.y).filter((v) => v !== null && (!log || v > 0));
+    if (!values.length) return null;
+    if (!log && values.every((v) => v === 0)) return [-0.06, 1];
+    if (log) values = values.map(Math.log10);
+    const low = values.reduce((a, b) => Math.min(a, b));
+    const high = values.reduce((a, b) => Math.max(a, b));
+    const least = log ? LEAST_SPAN : LEAST_SPAN * Math.max(Math.abs(low), Math.abs(high));
+    const pad = 0.07 * (high - low) + Math.max(0, least - (high - low)) / 2;
+    return [low - pad, high + pad];
+  }
+
+  function title(text) {
+    return { text: plain(text), font: { size: 13 } };
+  }
+
+  function epochAxis(drawn) {
+    const epochs = drawn.flatMap((trace) => trace.x);
+    const first = epochs.reduce((a, b) => Math.min(a, b), Infinity);
+    const last = epochs.reduce((a, b) => Math.max(a, b), -Infinity);
+    const axis = { title: title("epoch"), gridcolor: "#e3e3e3", zeroline: false, tickformat: "," };
+    if (!epochs.length) return { ...axis, range: [0, 1], showticklabels: false };
+    const pad = Math.max(0.02 * (last - first), last - first < 2 ? 0.5 : 0.2);
+    const ticks = last - first < 12 ? { dtick: 1, tick0: first } : {};
+    return { ...axis, ...ticks, range: [first - pad, last + pad] };
+  }
+
+  function layout(metric, drawn, log) {
+    const range = valueRange(drawn, log);
+    const grid = { gridcolor: "#e3e3e3", linecolor: "#b0b0b0", zeroline: false };
+    const value = { title: title(metric.axis), exponentformat: "power", ...grid };
+    const allHidden = hidden.size === page.curves.length;
+    const nothing = allHidden ? "all curves are hidden" : log ? "no number above 0" : "no numbers";
+    return {
+      font: { family: "system-ui, sans-serif", size: 13, color: "#222" },
+      margin: { l: 76, r: 14, t: 34, b: 50 },
+      hovermode: "closest",
+      showlegend: false,
+      uirevision: `${metric.key} ${log}`,
+      xaxis: epochAxis(drawn),
+      yaxis: {
+        ...value,
+        type: log ? "log" : "linear",
+        range: range || [0, 1],
+        showticklabels: range !== null,
+      },
+      annotations: range
+        ? []
+        : [{ text: nothing, xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false }],
+    };
+  }
+
+  function draw() {
+    const metric = page.metrics[find("metric").value];
+    const log = find("log").checked;
+    const drawn = traces(metric);
+    find("chart").setAttribute("aria-label", `${metric.title} of each epoch`);
+    find("said").textContent = [...metric.said, ...(log ? metric.said_log : [])].join("\n");
+    return Plotly.react(find("chart"), drawn, layout(metric, drawn, log), {
+      displaylogo: false,
+      typesetMath: false, // `$` is a dollar
+      plotlyServerURL: "", // nor a button that would send the chart there
+      modeBarButtons: [[...BUTTONS, ...(embedded ? [] : ["toImage"])]],
+    });
+  }
+
+  function swatch(curve) {
+    const xmlns = "http://www.w3.org/2000/svg";
+    const svg = document.createElementNS(xmlns, "svg");
+    const stroke = document.createElementNS(xmlns, "line");
+    const dashes = curve.dash === "solid" ? "none" : curve.dash;
+    const attributes = { x1: 0, x2: 26, y1: 4, y2: 4, stroke: curve.colour, "stroke-width": 3 };
+    for (const [key, value] of Object.entries({ ...attributes, "stroke-dasharray": dashes }))
+      stroke.setAttribute(key, value);
+    svg.append(stroke);
+    return svg;
+  }
+
+  function hideOnly(places) {
+    hidden.clear();
+    for (const place of places) hidden.add(place);
+    for (const [place, button] of [...find("legend").children].entries())
+      button.setAttribute("aria-pressed", String(!hidden.has(place)));
+    draw();
+  }
+
+  function fillLegend() {
+    const places = [...page.curves.keys()];
+    for (const [place, curve] of page.curves.entries()) {
+      const button = made("button", "", {
+        type: "button",
+        title: "click: hide or show; double click: this one alone",
+        "aria-pressed": "true",
+      });
+      button.append(swatch(curve), made("span", curve.label));
+      button.addEventListener("click", () =>
+        hideOnly(hidden.has(place) ? [...hidden].filter((p) => p !== place) : [...hidden, place]),
+      );
+      button.addEventListener("dblclick", () => hideOnly(places.filter((p) => p !== place)));
+      find("legend").append(button);
+    }
+    find("all").addEventListener("click", () => hideOnly([]));
+    find("none").addEventListener("click", () => hideOnly(places));
+    find("toggles").hidden = places.length < 2;
+  }
+
+  function fillControls() {
+    const groups = new Map();
+    for (const [place, metric] of page.metrics.entries()) {
+      const label = metric.once ? "once" : "every epoch";
+      if (!groups.has(label)) groups.set(label, made("optgroup", "", { label }));
+      const option = made("option", metric.title, { value: place });
+      option.selected = metric.key === page.start;
+      groups.get(label).append(option);
+    }
+    find("metric").append(...groups.values());
+    find("metric").addEventListener("change", draw);
+    find("log").addEventListener("change", draw);
+  }
+
+  function opens(run) {
+    return /^https?:\/\//.test(run.address || "");
+  }
+
+  // what a run's line says: its name, and where its page is
+  function runLine(run) {
+    const line = made("div", `Run ${run.name || run.id}: `);
+    if (!opens(run)) line.append(`its id is ${run.id}`);
+    else if (embedded) line.append(made("code", run.address));
+    else {
+      const link = { href: run.address, target: "_blank", rel: "noopener noreferrer" };
+      line.append(made("a", run.address, link));
+    }
+    return line;
+  }
+
+  function clicked(event) {
+    const { curve, run } = owners[event.points[0].curveNumber];
+    find("run").replaceChildren(...(run ? [run] : curve.runs).map(runLine));
+    find("run").scrollIntoView({ block: "nearest" });
+    if (run && opens(run) && !embedded) window.open(run.address, "_blank", "noopener");
+  }
+
+  document.title = page.title;
+  find("title").textContent = page.title;
+  find("note").textContent = page.note;
+  fillControls();
+  fillLegend();
+  try {
+    await loadPlotly();
+  } catch (error) {
+    find("said").textContent = `This browser can't draw the page: ${error.message}`;
+    return;
+  }
+  await draw();
+  find("chart").on("plotly_click", clicked);
+  new ResizeObserver(() => Plotly.Plots.resize(find("chart"))).observe(find("chart"));
+})();

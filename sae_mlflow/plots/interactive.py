@@ -1,0 +1,209 @@
+"""A page that draws a table in the browser: one HTML file with all that it needs.
+
+plotly.js makes 4.8 MB; gzipped in the page and inflated by the browser, the whole page is 2 MB. It
+loads nothing, and its policy lets no script run but plotly and its own, whose hashes it names.
+Names may hold anything: they stand in the page as JSON, and are shown as text.
+"""
+
+import base64
+import functools
+import gzip
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sae_mlflow.errors import known
+from sae_mlflow.plots.curve import Curve
+from sae_mlflow.plots.figures import HISTORY_METRICS
+from sae_mlflow.plots.frames import by_epoch, over_seeds
+from sae_mlflow.plots.layer_key import LayerKey
+from sae_mlflow.plots.notes import hidden, incomplete, with_seeds
+from sae_mlflow.plots.numbers import ranges
+from sae_mlflow.plots.pages import Page, RunLink
+from sae_mlflow.plots.style import Style
+from sae_mlflow.plots.style_values import Dash
+from sae_mlflow.plots.value_axis import zero_text
+from sae_mlflow.whole_file import whole_file
+
+_DIGITS = 6  # of a value in the page; the store has them all
+_DASH_SCALE = 2.0  # pixels for the width that dashes are measured in
+
+
+def write_page(page: Page) -> Path:
+    """Write one page; its file is there whole, or not at all.
+
+    Raises:
+        UserError: the file can't be written.
+    """
+    (file,) = page.files
+    with whole_file(file) as temporary:
+        temporary.write_text(page_html(page), encoding="utf-8", newline="\n")
+    return file
+
+
+def page_html(page: Page) -> str:
+    """A page as HTML, with one curve for each layer and setting of its table."""
+    data = json.dumps(_content(page), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    script, (plotly, plotly_hash) = _beside("interactive.js"), _plotly()
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}' '{plotly_hash}'; "
+        "style-src 'unsafe-inline'; img-src data: blob:"
+    )
+    return Template(_beside("interactive.html")).substitute(
+        policy=policy,
+        title=html.escape(page.title),
+        style=_beside("interactive.css"),
+        data=data.replace("<", r"\u003c"),  # no tag can begin, or end, within it
+        plotly=plotly,
+        script=script,
+    )
+
+
+Line = tuple[str, str]
+"""A curve's layer and setting."""
+
+
+def _content(page: Page) -> dict[str, Any]:
+    """What the page's script draws."""
+    table = by_epoch(page.table)
+    key, means = LayerKey(table, page.style), over_seeds(table)
+    values = {
+        str(metric): {
+            (str(layer), str(setting)): mine
+            for (layer, setting), mine in rows.groupby(["layer", "setting"], sort=False)
+        }
+        for metric, rows in means.groupby("metric", sort=False)
+    }
+    return {
+        "title": page.title,
+        "note": with_seeds(page.note, table),
+        "start": page.metric or HISTORY_METRICS[0],
+        "metrics": [
+            _metric(page.style, metric, key, values[metric], once=_is_once(values[metric], means))
+            for metric in sorted(values, key=_metric_order)
+        ],
+        "curves": [_curve(line, key, values, table, page.links) for line in key.lines],
+    }
+
+
+def _metric(
+    style: Style, metric: str, key: LayerKey, by_line: Mapping[Line, pd.DataFrame], *, once: bool
+) -> dict[str, Any]:
+    """A metric's words, and what has to be said where it is drawn."""
+    look = style.metric(metric)
+    curves = [key.curve(line, by_line[line]) for line in key.lines if line in by_line]
+    absent = [" · ".join(filter(None, line)) for line in key.lines if line not in by_line]
+    epochs = sorted({int(epoch) for curve in curves for epoch in curve.values["epoch"]})
+    said = [*incomplete(curves, absent, epochs), hidden(curves)]
+    if all((curve.values["mean"] == 0).all() for curve in curves):
+        said = [zero_text(metric).replace("\n", " ")]
+    return {
+        "key": metric,
+        "title": look.label,
+        "axis": look.unit,
+        "once": once,
+        "said": list(filter(None, said)),
+        "said_log": list(filter(None, [_not_on_log_axis(curves)])),
+    }
+
+
+def _curve(
+    line: Line,
+    key: LayerKey,
+    values: Mapping[str, Mapping[Line, pd.DataFrame]],
+    table: pd.DataFrame,
+    links: Sequence[RunLink],
+) -> dict[str, Any]:
+    """A line of the legend: its runs, and what is drawn of each metric."""
+    layer, setting = line
+    mine = table[(table["layer"] == layer) & (table["setting"] == setting)]
+    seeds = dict(zip(mine["run_id"], mine["seed"], strict=True))
+    runs = [_run(link, seeds[link.run_id]) for link in links if link.run_id in seeds]
+    by_metric = {metric: lines[line] for metric, lines in values.items() if line in lines}
+    if len(seeds) > 1:
+        for run in runs:
+            own = mine[mine["run_id"] == run["id"]]
+            run["series"] = {m: _series(rows, "value") for m, rows in own.groupby("metric")}
+    look = key.curve(line, mine)
+    columns = ("mean", "low", "high") if len(seeds) > 1 else ("mean",)
+    return {
+        "label": look.label,
+        "colour": look.colour,
+        "dash": _dashes(look.dash),
+        "runs": runs,
+        "means": {metric: _series(rows, *columns) for metric, rows in by_metric.items()},
+    }
+
+
+def _run(link: RunLink, seed: str) -> dict[str, Any]:
+    return {"id": link.run_id, "name": link.name, "address": link.address, "seed": seed}
+
+
+def _series(rows: pd.DataFrame, *columns: str) -> dict[str, list[Any]]:
+    """Values by epoch, without the epochs where they are 1, 2, 3 ...; null is no number."""
+    epochs = rows["epoch"].tolist()
+    series: dict[str, list[Any]] = (
+        {} if epochs == [*range(1, len(epochs) + 1)] else {"epochs": epochs}
+    )
+    for column in columns:
+        name = column if column in ("low", "high") else "values"
+        series[name] = [_rounded(value) for value in rows[column].tolist()]
+    return series
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+
+
+def _is_once(by_line: Mapping[Line, pd.DataFrame], means: pd.DataFrame) -> bool:
+    """Whether a metric was measured once where others were after every epoch."""
+    return means["epoch"].nunique() > 1 and max(map(len, by_line.values())) == 1
+
+
+def _metric_order(metric: str) -> tuple[int, str]:
+    """The pictures' four first, the others by name."""
+    known_ones = HISTORY_METRICS
+    return (known_ones.index(metric) if metric in known_ones else len(known_ones), metric)
+
+
+def _not_on_log_axis(curves: Sequence[Curve]) -> str:
+    parts = []
+    for curve in curves:
+        mean = curve.values["mean"].to_numpy()
+        epochs = curve.values["epoch"].to_numpy()[np.isfinite(mean) & (mean <= 0)]
+        if len(epochs):
+            where = "all" if len(epochs) == len(mean) else f"epochs {ranges(epochs.tolist())}"
+            parts.append(f"{curve.label} ({where})")
+    return f"0 or less, not on a log axis: {known(parts, limit=4)}" if parts else ""
+
+
+def _dashes(dash: Dash) -> str:
+    if dash == "solid":
+        return dash
+    return ",".join(f"{length * _DASH_SCALE:g}px" for length in dash[1])
+
+
+def _beside(name: str) -> str:
+    """A file of this folder."""
+    return resources.files("sae_mlflow.plots").joinpath(name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _plotly() -> tuple[str, str]:
+    """plotly.js, gzipped and in base64, and the hash that a policy names it by."""
+    library = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
+    packed = gzip.compress(library, compresslevel=9, mtime=0)
+    return base64.b64encode(packed).decode(), _hash(library.decode())
+
+
+def _hash(script: str) -> str:
+    return f"sha256-{base64.b64encode(sha256(script.encode()).digest()).decode()}"
