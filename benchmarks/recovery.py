@@ -31,7 +31,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     # every direction is as frequent as the others here: small prefixes would have to mix them
     "matryoshka": {"prefixes": (48, 64)},
     "gated": {"l1_coefficient": 0.15},
-    "jumprelu": {"l0_coefficient": 0.05},
+    "jumprelu": {"l0_coefficient": 0.05, "bandwidth": 1.0},
     "transcoder": {},
     "skip_transcoder": {},
     "jumprelu transcoder": {"codes": "jumprelu", "l0_coefficient": 0.02},
