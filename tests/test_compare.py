@@ -61,7 +61,7 @@ def evaluate(store, run, tmp_path, dead):
 def experiment(request):
     """A new experiment in the shared store: the store and the experiment's name and id."""
     store, _ = filled_store()
-    name = f"compare {request.node.name}"
+    name = f"vs {request.node.name}"
     return store, name, new_experiment(store, name)
 
 
