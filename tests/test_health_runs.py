@@ -9,11 +9,13 @@ from collections import Counter
 
 import pytest
 import torch
+import typer
 from mlflow.tracking import MlflowClient
 from plot_store import add_layer, add_parent, filled_store, history, new_experiment
 
 from sae_mlflow import load_sae
 from sae_mlflow.activations.layer import LayerActivations
+from sae_mlflow.commands.train import _train
 from sae_mlflow.errors import UserError
 from sae_mlflow.health.stored import judge_run, record, rows_of_run
 from sae_mlflow.pipeline import run_training
@@ -121,6 +123,22 @@ def test_a_layer_that_is_bad_from_its_first_epoch_on_leaves_no_weights(train, po
     assert names == {"health.json", "layer1_training_history.json"}
     assert training.store.run(row.run_id).status == "FAILED"
     assert MlflowClient(training.store.uri).search_registered_models() == []
+
+
+@pytest.mark.parametrize(("on_failure", "status"), [("stop", 1), ("warn", 0)])
+def test_the_command_says_by_its_status_that_a_layer_was_stopped(
+    on_failure, status, tiny_settings, poisoned, tmp_path, monkeypatch, one_thread
+):
+    monkeypatch.chdir(tmp_path)
+    poisoned("layer1", 2)
+    few = ("model.layers=1", "train.epochs=3", "evaluate.after_training=false")
+    settings = tiny_settings(*QUIET, *few, f"health.on_failure={on_failure}")
+    try:
+        _train(settings, None, f"sqlite:///{tmp_path}/health.db")
+        ended = 0
+    except typer.Exit as end:
+        ended = end.exit_code
+    assert ended == status
 
 
 def test_by_default_a_bad_layer_trains_on_and_is_called_failed(train, poisoned):

@@ -11,6 +11,8 @@ from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.config import load_settings, parse_set
 from sae_mlflow.errors import UserError
 
+EXIT_SOME_STOPPED = 1
+
 
 def train_command(
     config: Annotated[
@@ -44,7 +46,7 @@ def train_command(
     """Train an SAE on each layer; each is a run in the tracking store.
 
     `mlflow run . -P config=... -P model_name=... -P layers=... -P set=... -P output_dir=...` takes
-    the same options; an empty value means unset.
+    the same options; an empty value means unset. Exits 1 if health.on_failure stopped a layer.
     """
     overrides: dict[str, Any] = {
         key: value
@@ -81,6 +83,8 @@ def _train(settings: Any, experiment_name: str | None, tracking_uri: str | None)
     display.table(settings.model.name, COLUMNS, [row.cells() for row in training.rows])
     for line in training.store.next_steps(training.experiment, training.experiment_id):
         display.say(line)
+    if any(row.stopped for row in training.rows):
+        raise typer.Exit(EXIT_SOME_STOPPED)
 
 
 def _stop_cleanly() -> None:
