@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae import cpu, cpu_select
+from sae_mlflow.sae import cpu, cpu_above, cpu_topk
 
 _COMPILED = {torch.float32, torch.float64}
 
@@ -15,7 +15,7 @@ _COMPILED = {torch.float32, torch.float64}
 def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row, exactly, in no order: values and latents `[batch, k]`."""
     if compiled(pre_acts):
-        return cpu_select.topk(pre_acts, k)
+        return cpu_topk.topk(pre_acts, k)
     values, latents = pre_acts.topk(k, sorted=False)
     return values, latents
 
@@ -28,7 +28,7 @@ def above(pre_acts: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         lower: `[d_sae]`.
     """
     if compiled(pre_acts):
-        return cpu_select.above(pre_acts, lower)
+        return cpu_above.above(pre_acts, lower)
     mask = pre_acts > lower
     return pre_acts[mask], mask.nonzero()[:, 1], mask.sum(dim=1)
 
