@@ -262,6 +262,24 @@ def test_a_sparse_support_says_what_the_dense_one_says(codes):
     assert torch.equal(support.sampled(acts, rows), expected)
 
 
+@pytest.mark.parametrize("ways", ["compiled", "standard operators"])
+def test_a_jump_and_its_gradients_by_hand(ways, monkeypatch):
+    """Thresholds 1 and 2, a bandwidth of 1: 1.25 and 1.75 are near theirs, 3.0 and 0.0 aren't; of
+    0.75 the value is 0 and yet its threshold learns. (grad * threshold + 10) / -1 for each."""
+    if ways == "standard operators":
+        monkeypatch.setattr(kernels, "compiled", lambda _: False)
+    values = torch.tensor([1.25, 1.75, 3.0, 0.0, 0.75])
+    sparse_one = SparseSupport(torch.tensor([0, 1, 1, 0, 0]), torch.tensor([0, 2, 3, 4, 5]), 2)
+    threshold, grad = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
+    made, n = sparse_one.jump(values, threshold)
+    assert made.tolist() == [1.25, 0.0, 3.0, 0.0, 0.0] and n == 2
+    by_value, by_threshold = sparse_one.jump_gradients(
+        values, threshold, grad, torch.tensor(10.0), bandwidth=1.0
+    )
+    assert by_value.tolist() == [1.0, 0.0, 4.0, 0.0, 0.0]
+    assert by_threshold.tolist() == [-(1 + 10) - (16 + 10), -(2 * 2 + 10)]
+
+
 @pytest.mark.parametrize(("first", "end"), [(0, 5), (0, 1), (1, 4), (2, 4), (4, 5)])
 def test_columns_are_some_latents_alone(first, end, codes):
     values, support, dense = codes

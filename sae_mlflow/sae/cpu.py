@@ -79,6 +79,29 @@ def reconstruct(
     return recon, error, missed, dots
 
 
+def jump(values: Tensor, latents: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """The values over their latent's threshold, others 0; and how many there are."""
+    made = torch.empty_like(values)
+    n = _jump(array(values), array(latents), array(threshold), made.numpy())
+    return made, torch.tensor(n)
+
+
+def jump_gradients(
+    values: Tensor,
+    latents: Tensor,
+    threshold: Tensor,
+    grad: Tensor,
+    grad_count: float,
+    bandwidth: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `jump` by values and by threshold; see `Support.jump_gradients`."""
+    by_value, by_threshold = torch.empty_like(values), torch.zeros_like(threshold)
+    numbers = array(values), array(latents), array(threshold), array(grad)
+    made = by_value.numpy(), by_threshold.numpy()
+    _jump_gradients(*numbers, grad_count, bandwidth / 2, *made)
+    return by_value, by_threshold.div_(-bandwidth)
+
+
 def remove_along(grad: Tensor, rows: Tensor) -> None:
     """Take from each of grad's rows, in place, what points along a row of length 1."""
     _remove_along(grad.numpy(), array(rows), n_threads())
@@ -193,3 +216,32 @@ def _remove_along(grad: Any, rows: Any, threads: int) -> None:
                 along += grad[f, j] * rows[f, j]
             for j in range(d):
                 grad[f, j] -= along * rows[f, j]
+
+
+@inner
+def _jump(values: Any, latents: Any, threshold: Any, made: Any) -> int:
+    n = 0
+    for i in range(len(values)):
+        over = values[i] > threshold[latents[i]]
+        made[i] = values[i] if over else values.dtype.type(0)
+        n += over
+    return n
+
+
+@inner
+def _jump_gradients(
+    values: Any,
+    latents: Any,
+    threshold: Any,
+    grad: Any,
+    grad_count: float,
+    half: float,
+    by_value: Any,
+    by_threshold: Any,
+) -> None:
+    for i in range(len(values)):
+        f = latents[i]
+        value, own, pull = values[i], threshold[f], grad[i]
+        by_value[i] = pull if value > own else values.dtype.type(0)
+        if abs(value - own) < half:
+            by_threshold[f] += pull * own + grad_count

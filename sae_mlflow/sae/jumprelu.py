@@ -83,15 +83,14 @@ class JumpReLUSAE(SAE):
     def loss(self, batch: Batch, dead: Tensor, sparsity_warmup: float = 1.0) -> StepLoss:
         lowest = self.threshold.detach() - self.bandwidth / 2
         pre_acts, support = self._kept(batch.x, Above(lowest))
-        threshold = support.spread(self.threshold)
-        latents = _Jump.apply(pre_acts, threshold, self.bandwidth)
+        latents, n_fired = _Jump.apply(pre_acts, self.threshold, support, self.bandwidth)
         recon, missed = self._reconstructed(latents, support, batch)
-        l0 = _Step.apply(pre_acts, threshold, self.bandwidth).sum() / max(support.n_tokens, 1)
+        l0 = n_fired / max(support.n_tokens, 1)
         miss = l0 if self.target_l0 is None else (l0 / self.target_l0 - 1).square()
         sparsity = self.l0_coefficient * sparsity_warmup * miss
         return StepLoss(
             recon=recon,
-            l0=support.l0(latents),
+            l0=l0.detach(),
             fired=support.fired(latents),
             total=missed + sparsity,
             sparsity=sparsity.detach(),
@@ -104,41 +103,23 @@ class JumpReLUSAE(SAE):
 
 
 class _Jump(torch.autograd.Function):
-    """p where p > threshold; the threshold's gradient by a rectangle kernel (eq. 11)."""
+    """p where p > its latent's threshold, and of how many values it is.
+
+    The threshold's gradient of both goes by a rectangle kernel (eq. 11 and 12).
+    """
 
     @staticmethod
-    def forward(ctx: Any, pre_acts: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    def forward(
+        ctx: Any, pre_acts: Tensor, threshold: Tensor, support: Support, bandwidth: float
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(pre_acts, threshold)
-        ctx.bandwidth = bandwidth
-        return pre_acts * (pre_acts > threshold)
+        ctx.support, ctx.bandwidth = support, bandwidth
+        latents, fired = support.jump(pre_acts, threshold)
+        return latents, fired.to(pre_acts.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, grad_fired: Tensor) -> tuple[Tensor | None, ...]:
         pre_acts, threshold = ctx.saved_tensors
-        grad_threshold = grad * _near(pre_acts, threshold, ctx.bandwidth) * threshold
-        return (
-            grad * (pre_acts > threshold),
-            grad_threshold.sum_to_size(threshold.shape) / -ctx.bandwidth,
-            None,
-        )
-
-
-class _Step(torch.autograd.Function):
-    """1 where p > threshold; the threshold's gradient by a rectangle kernel (eq. 12)."""
-
-    @staticmethod
-    def forward(ctx: Any, pre_acts: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-        ctx.save_for_backward(pre_acts, threshold)
-        ctx.bandwidth = bandwidth
-        return (pre_acts > threshold).to(pre_acts.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        pre_acts, threshold = ctx.saved_tensors
-        grad_threshold = grad * _near(pre_acts, threshold, ctx.bandwidth)
-        return None, grad_threshold.sum_to_size(threshold.shape) / -ctx.bandwidth, None
-
-
-def _near(pre_acts: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """The rectangle kernel: 1 within half a bandwidth of the threshold."""
-    return ((pre_acts - threshold).abs() < bandwidth / 2).to(pre_acts.dtype)
+        support: Support = ctx.support
+        made = support.jump_gradients(pre_acts, threshold, grad, grad_fired, ctx.bandwidth)
+        return *made, None, None

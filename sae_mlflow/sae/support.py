@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae import kernels, tiles
+from sae_mlflow.sae import cpu, kernels, tiles
 
 
 class Support(ABC):
@@ -23,6 +23,10 @@ class Support(ABC):
     @abstractmethod
     def spread(self, per_latent: Tensor) -> Tensor:
         """`[d_sae]` brought to the values' shape: to each value its latent's number."""
+
+    @abstractmethod
+    def gathered(self, values: Tensor) -> Tensor:
+        """`[d_sae]`: the sum of each latent's values."""
 
     @abstractmethod
     def dense(self, values: Tensor) -> Tensor:
@@ -48,6 +52,25 @@ class Support(ABC):
     def fired(self, latents: Tensor) -> Tensor:
         """`[d_sae]` bool: latents > 0 on some token."""
 
+    def jump(self, values: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """The values over their latent's threshold `[d_sae]`, others 0; and how many there are."""
+        over = values > self.spread(threshold)
+        return values * over, over.sum()
+
+    def jump_gradients(
+        self, values: Tensor, threshold: Tensor, grad: Tensor, grad_count: Tensor, bandwidth: float
+    ) -> tuple[Tensor, Tensor]:
+        """Of `jump`, by values and by threshold; by the latter through a rectangle of `bandwidth`.
+
+        Args:
+            grad: of what is over, in the values' shape.
+            grad_count: of how many there are, `[]`.
+        """
+        own = self.spread(threshold)
+        near = ((values - own).abs() < bandwidth / 2).to(values.dtype)
+        pull = near * (grad * own + grad_count) / -bandwidth
+        return grad * (values > own), self.gathered(pull)
+
     def l0(self, latents: Tensor) -> Tensor:
         """Mean over tokens of the number of latents > 0."""
         return (latents.detach() > 0).sum() / max(self.n_tokens, 1)
@@ -62,6 +85,9 @@ class DenseSupport(Support):
 
     def spread(self, per_latent: Tensor) -> Tensor:
         return per_latent
+
+    def gathered(self, values: Tensor) -> Tensor:
+        return values.sum(dim=0)
 
     def dense(self, values: Tensor) -> Tensor:
         return values
@@ -113,6 +139,23 @@ class SparseSupport(Support):
 
     def spread(self, per_latent: Tensor) -> Tensor:
         return per_latent.index_select(0, self.latents)
+
+    def gathered(self, values: Tensor) -> Tensor:
+        return values.new_zeros(self.d_sae).index_add_(0, self.latents, values)
+
+    def jump(self, values: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        if not kernels.compiled(values):
+            return super().jump(values, threshold)
+        return cpu.jump(values, self.latents, threshold)
+
+    def jump_gradients(
+        self, values: Tensor, threshold: Tensor, grad: Tensor, grad_count: Tensor, bandwidth: float
+    ) -> tuple[Tensor, Tensor]:
+        if not kernels.compiled(values):
+            return super().jump_gradients(values, threshold, grad, grad_count, bandwidth)
+        return cpu.jump_gradients(
+            values, self.latents, threshold, grad, grad_count.item(), bandwidth
+        )
 
     def dense(self, values: Tensor) -> Tensor:
         zeros = values.new_zeros(self.n_tokens, self.d_sae)
