@@ -139,8 +139,10 @@ def test_several_models_and_settings_are_told_apart():
         (MODEL, "sae.k=32"),
         (MODEL, "sae.k=64"),
     ]
-    named = {row["layer"] for row in page.table("layer", "seed", "sae.k")}
-    assert named == {"gpt2 · layer1", f"{MODEL} · layer1"}
+    assert [row["layer"] for row in page.table("layer", "sae.k")] == [
+        "gpt2 · layer1",
+        *(f"{MODEL} · layer1 topk · sae.k={k} · seed 0" for k in (32, 64)),
+    ]
 
 
 # -- settings -----------------------------------------------------------------------------------

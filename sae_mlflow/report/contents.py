@@ -46,7 +46,7 @@ class LayerRun:
     label: str
     """Its layer, after its model where there are several."""
     setting: str
-    """What tells it from others of its model: `sae.k=32`; often nothing."""
+    """What tells it from others of its layer and architecture: `sae.k=32`; often nothing."""
     epochs: int
     """That are in the store."""
     verdict: "Verdict"
@@ -126,11 +126,11 @@ def gather(store: "Store", experiment: str, rows: Sequence["RunRow"]) -> Content
     """The facts of the runs: their health judged anew, their histories read once."""
     from sae_mlflow.history import REQUIRED_KEYS
     from sae_mlflow.plots import frames
+    from sae_mlflow.plots.compare.tables import run_labels
 
-    alone = [[row] for row in rows]
-    table = frames.run_table(store, alone, REQUIRED_KEYS)
+    table = frames.run_table(store, [[row] for row in rows], REQUIRED_KEYS)
     epochs = table.groupby("run_id")["epoch"].max().to_dict()
-    settings = frames.setting_labels(alone)
+    labels = run_labels(rows)
     parents = _parents(store, rows)
     several = len({row.model for row in rows}) > 1
     shown = {row.run_id for group in pictured(rows) for row in group}
@@ -139,13 +139,13 @@ def gather(store: "Store", experiment: str, rows: Sequence["RunRow"]) -> Content
             row,
             link,
             f"{row.model} · {row.layer}" if several else row.layer,
-            setting,
+            labels[row.run_id].removeprefix(row.architecture).removeprefix(" · "),
             int(epochs.get(row.run_id, 0)),
             judge_run(store, row),
             {**(parents[row.parent_id].params if row.parent_id in parents else {}), **row.params},
             row.run_id not in shown,
         )
-        for row, link, setting in zip(rows, run_links(store, rows), settings, strict=True)
+        for row, link in zip(rows, run_links(store, rows), strict=True)
     ]
     return Contents(
         experiment, tuple(sorted(runs, key=_order)), run_links(store, parents.values()), table

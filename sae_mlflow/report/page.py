@@ -21,6 +21,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 FINDINGS = "Findings about health, and what to try"
 
 _INCH = 96  # CSS pixels
+_SHORT_NAME = 14  # characters
 _MANY = 6  # layers, from which on the contents name each
 
 
@@ -85,13 +86,16 @@ def _nav(sections: Sequence[Section], pictures: Pictures) -> Html:
     for section in sections:
         inner = element("a", section.title, href=f"#{section.anchor}")
         if section.anchor == "histories" and len(pictures.histories) >= _MANY:
-            links = (
-                element("a", drawn.shown.short, href=f"#history-{n}")
-                for n, drawn in enumerate(pictures.histories)
-            )
-            inner = joined([inner, element("div", joined(links, "\n"), class_="names")])
+            inner = joined([inner, _names([drawn.shown.short for drawn in pictures.histories])])
         items.append(element("li", inner))
     return element("ul", joined(items, "\n"))
+
+
+def _names(names: Sequence[str]) -> Html:
+    """Of the histories, in columns."""
+    links = (element("a", name, href=f"#history-{n}") for n, name in enumerate(names))
+    long = max(map(len, names)) > _SHORT_NAME
+    return element("div", joined(links, "\n"), class_="names long" if long else "names")
 
 
 def _sections(contents: Contents, pictures: Pictures, style: Style) -> list[Section]:
@@ -116,7 +120,7 @@ def _sections(contents: Contents, pictures: Pictures, style: Style) -> list[Sect
         Section("comparisons", "Comparisons", _figures(pictures.compared, style)),
         Section("histories", "Training histories", _histories(contents, pictures, style)),
         Section("settings", "Settings", joined(settings)),
-        Section("runs", "Runs", tables.runs_table(contents)),
+        Section("runs", "Runs", tables.runs_table(contents, anchors)),
     ]
 
 
@@ -163,7 +167,10 @@ def _figure(drawn: Drawn, style: Style, anchor: str = "") -> Html:
     alt = text(f"{shown.title}. {shown.text}")
     image = Html(f'<img src="{source}" width="{width}" height="{height}" alt="{alt}">')
     caption = joined([element("b", shown.title), ". ", text(shown.text), *_said_of_runs(shown)])
-    return element("figure", joined([image, element("figcaption", caption)]), id=anchor)
+    class_ = "tall" if height > width else ""
+    return element(
+        "figure", joined([image, element("figcaption", caption)]), id=anchor, class_=class_
+    )
 
 
 def _said_of_runs(shown: Shown) -> list[Html]:

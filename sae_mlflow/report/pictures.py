@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # at run time it would import mlflow
     from sae_mlflow.tracking.store import Store
 
 DOTS_PER_INCH = 100
-_PIXELS = 1_000  # of a narrow picture's width, so that its small letters stay sharp
+_PIXELS = 660  # of a narrow picture's width, so that its small letters stay sharp
 
 _SEEN: dict[Kind, str] = {
     "facets": "Over epochs, a panel for each layer and a line for each of what is compared.",

@@ -1,6 +1,7 @@
 """A report's tables: layers with their final figures, findings, settings, runs."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -49,17 +50,16 @@ def layers_table(contents: Contents, anchors: Anchors) -> Html:
 
 def findings_table(contents: Contents, anchors: Anchors) -> Html:
     """A row for each finding, the worst of each run first."""
-    labels = [run.label for run in contents.runs]
     heads = ["layer", "severity", "finding", _number_head("epoch"), "what to try"]
     rows = [
         [
-            cell(joined([layer_link(run, anchors), *_telling(run, labels)]), "layer"),
+            name,
             cell(f"{SYMBOLS[finding.severity]} {finding.severity}", f"word {finding.severity}"),
             cell(joined([element("b", words(finding.code)), f": {finding.message}"])),
             number("" if finding.epoch is None else finding.epoch),
             cell(finding.advice),
         ]
-        for run in contents.runs
+        for run, name in zip(contents.runs, _named(contents.runs, anchors), strict=True)
         for finding in run.verdict.findings
     ]
     return table(heads, rows, "findings")
@@ -90,34 +90,30 @@ def differing_tables(runs: Sequence[LayerRun], anchors: Anchors) -> Html:
     """What isn't the same in all runs, as many tables as fit on paper; often it is the data."""
     columns = list(differing_settings(runs).items())
     chunks = (columns[first : first + _COLUMNS] for first in range(0, len(columns), _COLUMNS))
-    return joined(_differing(runs, dict(chunk), anchors) for chunk in chunks)
+    named = _named(runs, anchors)
+    return joined(_differing(named, dict(chunk)) for chunk in chunks)
 
 
-def _differing(
-    runs: Sequence[LayerRun], columns: Mapping[str, Sequence[str]], anchors: Anchors
-) -> Html:
+def _differing(named: Sequence[Html], columns: Mapping[str, Sequence[str]]) -> Html:
     digits = {key: all(map(_is_number, values)) for key, values in columns.items()}
-    heads = [_number_head(key) if digits[key] else key for key in columns]
     rows = [
-        [
-            cell(layer_link(run, anchors), "layer"),
-            number(run.seed),
-            *(number(v[n]) if digits[key] else cell(v[n]) for key, v in columns.items()),
-        ]
-        for n, run in enumerate(runs)
+        [name, *(number(v[n]) if digits[key] else cell(v[n]) for key, v in columns.items())]
+        for n, name in enumerate(named)
     ]
-    return table(["layer", _number_head("seed"), *heads], rows, "differing")
+    heads = [_number_head(key) if digits[key] else key for key in columns]
+    return table(["layer", *heads], rows, "differing")
 
 
-def runs_table(contents: Contents) -> Html:
+def runs_table(contents: Contents, anchors: Anchors) -> Html:
     """Every run with its id, and its address where there is one; the parents first."""
-    links = [(link, "parent") for link in contents.parents]
-    links += [(run.link, run.row.layer) for run in contents.runs]
+    links = [(link, cell("parent")) for link in contents.parents]
+    named = _named(contents.runs, anchors)
+    links += [(run.link, name) for run, name in zip(contents.runs, named, strict=True)]
     served = any(link.address for link, _ in links)
     rows = [
         [
             cell(link.name, "name"),
-            cell(what),
+            what,
             cell(element("code", link.run_id)),
             *([cell(run_link(link, link.address or ""), "address")] if served else []),
         ]
@@ -209,8 +205,18 @@ def _health(run: LayerRun) -> str:
     return f"{status}: {found}" if found else status
 
 
-def _telling(run: LayerRun, labels: Sequence[str]) -> Iterator[Html]:
-    """What tells a run from others of its layer, in small letters; nothing where there are none."""
-    if labels.count(run.label) > 1:
-        said = (run.row.architecture, run.setting, f"seed {run.seed}")
-        yield element("small", " · ".join(filter(None, said)))
+def _named(runs: Sequence[LayerRun], anchors: Anchors) -> list[Html]:
+    """For each run a cell with its layer, and what tells it from others of that layer."""
+    labels = Counter(run.label for run in runs)
+    return [
+        cell(
+            joined([layer_link(r, anchors), *(_telling(r) if labels[r.label] > 1 else ())]), "layer"
+        )
+        for r in runs
+    ]
+
+
+def _telling(run: LayerRun) -> Iterator[Html]:
+    """In small letters."""
+    said = (run.row.architecture, run.setting, f"seed {run.seed}")
+    yield element("small", " · ".join(filter(None, said)))
