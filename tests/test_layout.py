@@ -118,7 +118,7 @@ def test_plotting_imports_neither_torch_nor_transformers():
     known = modules()
     heavy = {name for name, file in known.items() if {"torch", "transformers"} & {*libraries(file)}}
     assert {"train", "sae.base", "lm.loading"} <= heavy
-    plotting = [name for name in known if home(name) in {"plot", "plots"}]
+    plotting = [name for name in known if home(name) in {"plot", "plots", "report"}]
     assert len(plotting) > 10
     for name in plotting:
         assert not heavy & {name, *reached_from(name, edges())}, name

@@ -191,6 +191,21 @@ class Store:
             ) from None
         return [f"runs:/{run_id}/{PLOTS_FOLDER}/{file.name}" for file in sorted(folder.iterdir())]
 
+    def log_page(self, run_id: str, page: str, file: str) -> str:
+        """Log a page's HTML to a run; its address.
+
+        Raises:
+            UserError: the place of the run's artifacts can't be written.
+        """
+        try:
+            self._client.log_text(run_id, page, file)
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"{file} can't be logged to run {run_id}: {error}. See that its artifact "
+                "location can be written from here, or use --no-log --output FILE."
+            ) from None
+        return f"runs:/{run_id}/{file}"
+
     def log_image(self, run_id: str, file: Path, key: str, steps: Sequence[int]) -> None:
         """Show a picture in the UI's image panel, on whose slider it stands at these steps."""
         with Image.open(file) as image:
