@@ -16,18 +16,23 @@
   const isLog = () => view().log !== null && find("log").checked;
   const axisId = (letter, panel) => letter + (panel ? panel + 1 : "");
 
-  function hoverText(trace, title, i, more = []) {
-    const lines = [trace.name, title];
-    for (const [name, column] of trace.facts || []) {
-      const value = (typeof column === "string" ? trace[column] : column)[i];
-      if (value === null) lines.push(`${name}: no number`);
-      else lines.push(`${name}: ${typeof value === "number" ? shown(value) : value}`);
-    }
+  function fact(name, value) {
+    if (value === null) return `${name}: no number`;
+    return `${name}: ${typeof value === "number" ? shown(value) : value}`;
+  }
+
+  function factsOf(trace, i) {
+    const column = (facts) => (typeof facts === "string" ? trace[facts] : facts);
+    return trace.facts.map(([name, facts]) => fact(name, column(facts)[i]));
+  }
+
+  // a label: what it is, what is known of it, and the run that it is of
+  function hoverText(trace, lines, i) {
     const runs = runsOf(trace, i);
+    const last = runs.length === 1 ? [`run ${runs[0].name || runs[0].id}`] : [];
     if (trace.low && trace.low[i] !== null && runs.length > 1)
-      lines.push(`mean over seeds, from ${shown(trace.low[i])} to ${shown(trace.high[i])}`);
-    if (runs.length === 1) lines.push(`run ${runs[0].name || runs[0].id}`);
-    return [...lines, ...more].filter(Boolean).map(plain).join("<br>");
+      last.push(`mean over seeds, from ${shown(trace.low[i])} to ${shown(trace.high[i])}`);
+    return [trace.name, ...lines, ...last].filter(Boolean).map(plain).join("<br>");
   }
 
   function runsOf(trace, i) {
@@ -52,7 +57,7 @@
           line: { color: colour, dash: trace.dash || "solid", width: 2 },
           marker: { color: colour, symbol: trace.symbol || "circle", size: trace.symbol ? 9 : 5 },
           hoverinfo: "text",
-          hovertext: trace.x.map((_, i) => hoverText(trace, panel.title, i)),
+          hovertext: trace.x.map((_, i) => hoverText(trace, [panel.title, ...factsOf(trace, i)], i)),
           hoverlabel: label(colour),
         };
     return { type: "scatter", x: trace.x, y: trace.y, ...look, ...placed(trace) };
@@ -81,7 +86,7 @@
       y: trace.heights,
       marker: { color: trace.colour, opacity: 0.75, line: { width: 0.5, color: "#fff" } },
       hoverinfo: "text",
-      hovertext: trace.from.map((_, i) => hoverText(trace, "", i)),
+      hovertext: trace.from.map((_, i) => hoverText(trace, factsOf(trace, i), i)),
       textposition: "none",
       hoverlabel: label(trace.colour),
       ...placed(trace),
@@ -92,8 +97,9 @@
     const drawn = (v) => (v === null || (log && v <= 0) ? null : log ? Math.log10(v) : v);
     const text = (value, row, column) =>
       hoverText(
-        { ...trace, facts: [] }, "", row,
-        [trace.rows[row], `epoch ${shown(trace.x[column])}`, `${trace.label}: ${value === null ? "no number" : shown(value)}`],
+        trace,
+        [trace.rows[row], fact("epoch", trace.x[column]), fact(trace.label, value)],
+        row,
       );
     const bar = { title: { text: plain(trace.unit), side: "right" }, thickness: 14, outlinewidth: 0 };
     return {
@@ -312,7 +318,7 @@
       });
       const first = page.entries.findIndex((other) => other.group === entry.group) === place;
       if (first && place) button.classList.add("group");
-      const sign = entry.symbol ? made("span", SYMBOLS[entry.symbol], { class: "symbol" }) : swatch(entry);
+      const sign = entry.symbol ? made("span", SYMBOLS[entry.symbol], { class: "symbol", "aria-hidden": "true" }) : swatch(entry);
       button.append(sign, made("span", entry.label));
       button.addEventListener("click", () =>
         hideOnly(hidden.has(place) ? [...hidden].filter((p) => p !== place) : [...hidden, place]),
