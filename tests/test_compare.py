@@ -281,7 +281,7 @@ def test_what_several_models_share_goes_to_a_run_of_its_own(experiment, tmp_path
     train(store, experiment_id, [3])
     train(store, experiment_id, [3], model="gpt2")
     made = list(draw_experiments(store, [name], Choice(output_dir=tmp_path)))
-    (address,) = [line for line in made if line.startswith("runs:") and "pareto" in line]
+    (address,) = [line for line in made if line.startswith("runs:") and "pareto.png" in line]
     run = store.run(address.split("/")[1])
     assert run.tags["sae.role"] == "comparison" and run.model == "all models"
     assert (tmp_path / "all-models" / "training_plots" / "pareto.png").stat().st_size > 0
@@ -322,7 +322,7 @@ def test_experiments_are_held_against_each_other(experiment, tmp_path):
     train(store, experiment_id, [3], start=0.8)
     train(store, other, [3], start=0.4)
     made = list(draw_experiments(store, [name, f"{name} again"], Choice(output_dir=tmp_path)))
-    (address,) = [a for a in made if a.startswith("runs:") and "final_metrics_by_layer" in a]
+    (address,) = [a for a in made if a.startswith("runs:") and "final_metrics_by_layer.png" in a]
     assert store.run(address.split("/")[1]).experiment_id == experiment_id
     rows = store.layer_runs(experiment_id) + store.layer_runs(other)
     assert len(rows) == 2

@@ -508,7 +508,8 @@ def test_the_real_command_draws_an_experiment_in_two_processes(tmp_path):
     done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.splitlines()) == [f"out/{file}" for file in tree(tmp_path / "out")]
-    assert len(done.stdout.splitlines()) == 11, "2 a layer, 3 overlays, their page, final values"
+    expected = "2 a layer, 3 overlays, their page, final values, and a page of those"
+    assert len(done.stdout.splitlines()) == 12, expected
 
 
 def test_plotting_imports_neither_torch_nor_transformers(tmp_path):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sae_mlflow.plots.compare.pages import ComparisonPage
 from sae_mlflow.plots.pages import Page
 from sae_mlflow.plots.pictures import Picture
 from sae_mlflow.whole_file import whole_file
@@ -18,7 +19,7 @@ from sae_mlflow.whole_file import whole_file
 if TYPE_CHECKING:  # matplotlib and seaborn take seconds to import
     from matplotlib.figure import Figure
 
-Drawable = Picture | Page
+Drawable = Picture | Page | ComparisonPage
 
 PROCESSES = min(2, os.cpu_count() or 1)
 
@@ -36,6 +37,10 @@ def draw(picture: Drawable) -> list[Path]:
         from sae_mlflow.plots.interactive import write_page
 
         return [write_page(picture)]
+    if isinstance(picture, ComparisonPage):
+        from sae_mlflow.plots.compare.page_content import write_comparison
+
+        return [write_comparison(picture)]
     from sae_mlflow.plots.formats import save
 
     figure = _figure(picture)

@@ -1,21 +1,7 @@
-"""A page that draws a table in the browser: one HTML file with all that it needs.
+"""A page that draws a table in the browser, in the shell of all pages."""
 
-plotly.js makes 4.8 MB; gzipped in the page and inflated by the browser, the whole page is 2 MB. It
-loads nothing, and its policy lets no script run but plotly and its own, whose hashes it names.
-Names may hold anything: they stand in the page as JSON, and are shown as text.
-"""
-
-import base64
-import functools
-import gzip
-import html
-import json
-import math
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -28,14 +14,11 @@ from sae_mlflow.plots.frames import by_epoch, over_seeds
 from sae_mlflow.plots.layer_key import LayerKey
 from sae_mlflow.plots.notes import hidden, incomplete, with_seeds
 from sae_mlflow.plots.numbers import ranges
+from sae_mlflow.plots.page_shell import beside, dashes, filled_shell, rounded
 from sae_mlflow.plots.pages import Page, RunLink
 from sae_mlflow.plots.style import Style
-from sae_mlflow.plots.style_values import Dash
 from sae_mlflow.plots.value_axis import zero_text
 from sae_mlflow.whole_file import whole_file
-
-_DIGITS = 6  # of a value in the page; the store has them all
-_DASH_SCALE = 2.0  # pixels for the width that dashes are measured in
 
 
 def write_page(page: Page) -> Path:
@@ -52,20 +35,7 @@ def write_page(page: Page) -> Path:
 
 def page_html(page: Page) -> str:
     """A page as HTML, with one curve for each layer and setting of its table."""
-    data = json.dumps(_content(page), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    script, (plotly, plotly_hash) = _beside("interactive.js"), _plotly()
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}' '{plotly_hash}'; "
-        "style-src 'unsafe-inline'; img-src data: blob:"
-    )
-    return Template(_beside("interactive.html")).substitute(
-        policy=policy,
-        title=html.escape(page.title),
-        style=_beside("interactive.css"),
-        data=data.replace("<", r"\u003c"),  # no tag can begin, or end, within it
-        plotly=plotly,
-        script=script,
-    )
+    return filled_shell(page.title, _content(page), beside("interactive.js"))
 
 
 Line = tuple[str, str]
@@ -138,7 +108,7 @@ def _curve(
     return {
         "label": look.label,
         "colour": look.colour,
-        "dash": _dashes(look.dash),
+        "dash": dashes(look.dash),
         "runs": runs,
         "means": {metric: _series(rows, *columns) for metric, rows in by_metric.items()},
     }
@@ -156,12 +126,8 @@ def _series(rows: pd.DataFrame, *columns: str) -> dict[str, list[Any]]:
     )
     for column in columns:
         name = column if column in ("low", "high") else "values"
-        series[name] = [_rounded(value) for value in rows[column].tolist()]
+        series[name] = [rounded(value) for value in rows[column].tolist()]
     return series
-
-
-def _rounded(value: float) -> float | None:
-    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
 
 
 def _is_once(by_line: Mapping[Line, pd.DataFrame], means: pd.DataFrame) -> bool:
@@ -184,26 +150,3 @@ def _not_on_log_axis(curves: Sequence[Curve]) -> str:
             where = "all" if len(epochs) == len(mean) else f"epochs {ranges(epochs.tolist())}"
             parts.append(f"{curve.label} ({where})")
     return f"0 or less, not on a log axis: {known(parts, limit=4)}" if parts else ""
-
-
-def _dashes(dash: Dash) -> str:
-    if dash == "solid":
-        return dash
-    return ",".join(f"{length * _DASH_SCALE:g}px" for length in dash[1])
-
-
-def _beside(name: str) -> str:
-    """A file of this folder."""
-    return resources.files("sae_mlflow.plots").joinpath(name).read_text(encoding="utf-8")
-
-
-@functools.cache
-def _plotly() -> tuple[str, str]:
-    """plotly.js, gzipped and in base64, and the hash that a policy names it by."""
-    library = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_bytes()
-    packed = gzip.compress(library, compresslevel=9, mtime=0)
-    return base64.b64encode(packed).decode(), _hash(library.decode())
-
-
-def _hash(script: str) -> str:
-    return f"sha256-{base64.b64encode(sha256(script.encode()).digest()).decode()}"

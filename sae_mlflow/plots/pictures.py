@@ -48,6 +48,8 @@ class Picture:
     title: tuple[str, str] = ("", "")
     """Of a comparison: what stands for the model, and what is compared."""
     marks: Marks = NO_MARKS
+    page: str = ""
+    """Of a comparison: the interactive page that shows it, without its ending."""
 
     @property
     def files(self) -> list[Path]:

@@ -220,12 +220,16 @@ def _comparison_jobs(
 ) -> list[Job]:
     """Of all runs; they go where all belong together."""
     from sae_mlflow.plots import frames
+    from sae_mlflow.plots.compare.pages import comparison_pages
     from sae_mlflow.plots.compare.plan import Compared, comparisons
 
     compared = Compared(store, frames.groups(rows, "all"), choice.metric)
-    pictures = comparisons(compared)
-    if not pictures:
+    drawn = comparisons(compared)
+    if not drawn:
         return []
+    pictures: list[Drawable] = [*drawn]
+    if choice.interactive != "none":
+        pictures += comparison_pages(drawn, run_links(store, compared.rows))
     home = homes.shared(compared.rows) if homes else None
     several = len(compared.models) > 1
     folder = naming.sanitise(ALL_MODELS) if several else naming.sanitise(compared.models[0])

@@ -44,17 +44,12 @@ def by_layer(
         ends: of `tables.ends_table`.
         wanted: of each the first metric that some run has.
     """
-    found = (
-        next((m for m in names if m in ends and ends[m].notna().any()), "") for names in wanted
-    )
-    metrics = [metric for metric in found if metric]
-    several = ends["model"].nunique() > 1
-    lines = _lines(ends, several)
+    metrics, lines = metrics_of(ends, wanted), lines_of(ends)
     looks = category_looks(style, list(lines))
     layers = layers_of(ends)
     with style.theme():
         room = legend_room(style, list(lines)) if len(lines) > 1 else 0.0
-        page = _page(style, metrics, title, [note, _absent(ends, metrics)], room)
+        page = _page(style, metrics, title, [note, absent(ends, metrics)], room)
         for axes, metric in zip(page.panels, metrics, strict=False):
             _draw(
                 axes,
@@ -72,8 +67,17 @@ def by_layer(
     return page.figure
 
 
-def _lines(ends: pd.DataFrame, several: bool) -> dict[str, pd.DataFrame]:
-    keys = ["model", "label"] if several else ["label"]
+def metrics_of(ends: pd.DataFrame, wanted: Sequence[Sequence[str]]) -> list[str]:
+    """Of each the first one that some run has; none for those that no run has."""
+    found = (
+        next((m for m in names if m in ends and ends[m].notna().any()), "") for names in wanted
+    )
+    return [metric for metric in found if metric]
+
+
+def lines_of(ends: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each model and label, by what its line is called."""
+    keys = ["model", "label"] if ends["model"].nunique() > 1 else ["label"]
     return {" · ".join(map(str, names)): line for names, line in ends.groupby(keys, sort=False)}
 
 
@@ -158,7 +162,7 @@ def _value_range(axes: Axes, values: Sequence[float]) -> None:
     axes.yaxis.set_major_formatter(ValueTicks())
 
 
-def _absent(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
+def absent(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
     """The layers of which a metric isn't known."""
     without = {m: dict.fromkeys(ends.loc[ends[m].isna(), "layer"]) for m in metrics}
     return "; ".join(f"No {m}: {known(layers, 3)}" for m, layers in without.items() if layers)

@@ -21,10 +21,7 @@ def by_depth(
     Args:
         ends: of `tables.ends_table`; runs without a depth aren't in it.
     """
-    values = over_seeds_of(ends, metric)
-    several = ends["label"].nunique() > 1
-    keys = ["model", "label"] if several else ["model"]
-    lines = {" · ".join(map(str, key)): line for key, line in values.groupby(keys, sort=False)}
+    lines = depth_lines(ends, metric)
     looks = category_looks(style, list(lines))
     with style.theme():
         room, panel = legend_room(style, list(lines)), style.sizes.overlay_panel
@@ -45,7 +42,6 @@ def by_depth(
         (axes,) = page.panels
         width = style.lines.width * style.factor
         for name, line in lines.items():
-            line = line[np.isfinite(line["mean"])].sort_values("depth")
             axes.plot(
                 line["depth"],
                 line["mean"],
@@ -61,7 +57,17 @@ def by_depth(
         axes.set_xlabel("relative depth (0: first block, 1: last)")
         axes.set_xlim(-0.03, 1.03)
         axes.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
-        fit_values(axes, values["mean"].to_numpy(dtype=float))
+        fit_values(axes, pd.concat(lines.values())["mean"].to_numpy(dtype=float))
         place_axis_labels(style, [axes])
         draw_legend(page, handles(looks), room)
     return page.figure
+
+
+def depth_lines(ends: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:
+    """The rows of `over_seeds_of` that are numbers, by depth, for each line by its name."""
+    values = over_seeds_of(ends, metric)
+    keys = ["model", "label"] if ends["label"].nunique() > 1 else ["model"]
+    return {
+        " · ".join(map(str, key)): line[np.isfinite(line["mean"])].sort_values("depth")
+        for key, line in values.groupby(keys, sort=False)
+    }

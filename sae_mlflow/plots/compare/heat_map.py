@@ -27,12 +27,9 @@ def heat_map(
     Args:
         table: `frames.COLUMNS`, of one model and setting.
     """
-    rows = table[table["metric"] == metric]
-    layers = layers_of(rows)
-    means = over_seeds(rows).pivot(index="layer", columns="epoch", values="mean")
-    first, last = int(means.columns.min()), int(means.columns.max())
-    grid = means.reindex(index=layers, columns=range(first, last + 1)).to_numpy(dtype=float)
-    grid = np.where(np.isfinite(grid), grid, np.nan)
+    means = means_of(table, metric)
+    layers, first, last = list(means.index), int(means.columns[0]), int(means.columns[-1])
+    grid = means.to_numpy()
     look = style.metric(metric)
     gaps = "empty: no number" if np.isnan(grid).any() else ""
     with style.theme():
@@ -78,12 +75,26 @@ def heat_map(
     return page.figure
 
 
+def means_of(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """A row a layer, a column an epoch; NaN is no number."""
+    rows = table[table["metric"] == metric]
+    means = over_seeds(rows).pivot(index="layer", columns="epoch", values="mean")
+    epochs = range(int(means.columns.min()), int(means.columns.max()) + 1)
+    whole = means.reindex(index=layers_of(rows), columns=epochs).astype(float)
+    return whole.where(np.isfinite(whole))
+
+
+def is_wide(values: np.ndarray) -> bool:
+    """Whether colours are of the values' logarithm."""
+    return bool(values.size and values.min() > 0 and values.max() / values.min() >= _LOG_FROM)
+
+
 def _norm(grid: np.ndarray) -> Normalize:
     values = grid[np.isfinite(grid)]
     if not values.size:
         return Normalize(0, 1)
     low, high = float(values.min()), float(values.max())
-    if low > 0 and high / low >= _LOG_FROM:
+    if is_wide(values):
         return LogNorm(low, high)
     return Normalize(low, high if high > low else low + 1)
 

@@ -20,8 +20,8 @@ from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.text_size import in_two
 from sae_mlflow.plots.value_axis import ValueTicks
 
-_MARKERS = "osD^vP*X<>"
-_FRONTIER = "not beaten by any"
+MARKERS = "osD^vP*X<>"
+FRONTIER = "not beaten by any"
 
 FIGURES = {
     "missed_variance": "FVU, fraction of the variance (lower is better)",
@@ -30,7 +30,7 @@ FIGURES = {
 
 
 @dataclass(frozen=True)
-class _Looks:
+class Looks:
     """A colour for each of what was trained, a marker for each layer."""
 
     colours: dict[tuple[str, str], str]
@@ -67,14 +67,8 @@ def pareto(ends: pd.DataFrame, title: tuple[str, str], note: str, style: Style) 
         ends: of `tables.ends_table`.
     """
     table = points(ends)
-    drawn = [name for name in FIGURES if _finite(table, name).any()]
-    kinds = list(table[["model", "architecture"]].drop_duplicates().itertuples(index=False))
-    layers = layers_of(table)
-    told_apart = layers if len(layers) <= len(_MARKERS) else []
-    looks = _Looks(
-        {tuple(kind): style.colour(i) for i, kind in enumerate(kinds)},
-        {layer: _MARKERS[i] for i, layer in enumerate(told_apart)},
-    )
+    drawn = [name for name in FIGURES if finite(table, name).any()]
+    looks = looks_of(table, style)
     with style.theme():
         entries = _entries(style, looks)
         room = legend_room(style, [str(entry.get_label()) for entry in entries])
@@ -87,7 +81,7 @@ def pareto(ends: pd.DataFrame, title: tuple[str, str], note: str, style: Style) 
             columns,
             (width, 1.15 * height),
             (style.titles.comparison, {"model": title[0], "metric": title[1], **_NOTHING}),
-            [note, _left_out(table, drawn, layers, told_apart)],
+            [note, left_out(table, drawn, looks)],
             label_lines=lines,
             right=Rooms(style).right + room,
         )
@@ -99,11 +93,22 @@ def pareto(ends: pd.DataFrame, title: tuple[str, str], note: str, style: Style) 
     return page.figure
 
 
+def looks_of(table: pd.DataFrame, style: Style) -> Looks:
+    """Of the `points`; layers have markers where there are enough of them."""
+    kinds = table[["model", "architecture"]].drop_duplicates().itertuples(index=False)
+    layers = layers_of(table)
+    told_apart = layers if len(layers) <= len(MARKERS) else []
+    return Looks(
+        {tuple(kind): style.colour(i) for i, kind in enumerate(kinds)},
+        {layer: MARKERS[i] for i, layer in enumerate(told_apart)},
+    )
+
+
 _NOTHING = {"layer": "", "setting": ""}
 
 
-def _draw(axes: Axes, style: Style, table: pd.DataFrame, name: str, looks: _Looks) -> None:
-    there = table[_finite(table, name) & (table["l0"] > 0)]
+def _draw(axes: Axes, style: Style, table: pd.DataFrame, name: str, looks: Looks) -> None:
+    there = table[finite(table, name) & (table["l0"] > 0)]
     size = 3.2 * style.lines.width * style.factor
     for key, line in there.groupby(["model", "architecture", "layer"], sort=False):
         model, architecture, layer = map(str, key)
@@ -153,7 +158,7 @@ def _pad_values(axes: Axes, values: pd.Series) -> None:
     axes.yaxis.set_major_formatter(ValueTicks())
 
 
-def _entries(style: Style, looks: _Looks) -> list[Line2D]:
+def _entries(style: Style, looks: Looks) -> list[Line2D]:
     models = {model for model, _ in looks.colours}
     size = 3.2 * style.lines.width * style.factor
     kinds = [
@@ -165,7 +170,7 @@ def _entries(style: Style, looks: _Looks) -> list[Line2D]:
         handle(layer, "none", marker=marker, markersize=size, markerfacecolor=faint)
         for layer, marker in looks.markers.items()
     ]
-    frontier_line = handle(_FRONTIER, faint, linewidth=2.2 * style.lines.width, alpha=0.35)
+    frontier_line = handle(FRONTIER, faint, linewidth=2.2 * style.lines.width, alpha=0.35)
     return [*kinds, *(layers if len(layers) > 1 else []), frontier_line]
 
 
@@ -173,18 +178,16 @@ def _label(style: Style, name: str, height: float) -> list[str]:
     return in_two(FIGURES[name], height, style.points("label"))
 
 
-def _left_out(
-    table: pd.DataFrame, drawn: Sequence[str], layers: Sequence[str], told_apart: Sequence[str]
-) -> str:
+def left_out(table: pd.DataFrame, drawn: Sequence[str], looks: Looks) -> str:
     """What the picture doesn't show."""
-    lost = table[~_finite(table, *drawn)]
+    lost = table[~finite(table, *drawn)]
     named = [f"{a} {layer}" for a, layer in lost[["architecture", "layer"]].itertuples(index=False)]
     numbers = f"No number in a panel: {known(dict.fromkeys(named), 4)}" if named else ""
-    alike = "" if told_apart else f"the {len(layers)} layers have one marker"
+    alike = "" if looks.markers else f"the {table['layer'].nunique()} layers have one marker"
     return " · ".join(filter(None, (numbers, alike)))
 
 
-def _finite(table: pd.DataFrame, *names: str) -> pd.Series:
+def finite(table: pd.DataFrame, *names: str) -> pd.Series:
     """Whether a row has a number for its L0 and for all of these."""
     return pd.Series(np.isfinite(table[["l0", *names]].to_numpy(dtype=float)).all(axis=1))
 

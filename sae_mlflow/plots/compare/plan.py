@@ -78,9 +78,16 @@ def comparisons(compared: Compared) -> list[Picture]:
 
 
 def _picture(
-    kind: str, table: pd.DataFrame, name: str, title: tuple[str, str], note: str, metric: str = ""
+    kind: str,
+    table: pd.DataFrame,
+    name: str,
+    title: tuple[str, str],
+    note: str,
+    metric: str = "",
+    page: str = "",
 ) -> Picture:
-    return Picture(kind, table, Path(name), metric, note, title=title)  # type: ignore[arg-type]
+    path = Path(name)
+    return Picture(kind, table, path, metric, note, title=title, page=page or name)  # type: ignore[arg-type]
 
 
 def _facets(
@@ -89,7 +96,7 @@ def _facets(
     for metric in compared.metrics:
         if (table["metric"] == metric).any():
             name = f"{what}_{naming.sanitise(metric)}"
-            yield _picture("facets", table, name, (subject, words), compared.note, metric)
+            yield _picture("facets", table, name, (subject, words), compared.note, metric, what)
 
 
 def _models(compared: Compared) -> Iterator[Picture]:
@@ -106,9 +113,10 @@ def _models(compared: Compared) -> Iterator[Picture]:
     if len(set(depths.values())) > 1 and placed["model"].nunique() > 1:
         for metric in compared.metrics:
             if metric in placed:
-                name = f"compare_models_by_depth_{naming.sanitise(metric)}"
+                page = "compare_models_by_depth"
+                name = f"{page}_{naming.sanitise(metric)}"
                 title = (compared.subject, "final values over depth")
-                yield _picture("by_depth", placed, name, title, compared.note, metric)
+                yield _picture("by_depth", placed, name, title, compared.note, metric, page)
 
 
 def _architectures(compared: Compared) -> Iterator[Picture]:
@@ -141,11 +149,12 @@ def _heat_maps(compared: Compared) -> Iterator[Picture]:
                 continue
             for metric in compared.metrics:
                 if (mine["metric"] == metric).any():
-                    parts = [name, "heat_map", naming.sanitise(metric)]
+                    page = f"{name}_heat_map"
+                    parts = [page, naming.sanitise(metric)]
                     if table["setting"].nunique() > 1:
                         parts.append(naming.sanitise(setting))
                     title = (model, " · ".join(["layers over epochs", setting]))
-                    yield _picture("heat_map", mine, "_".join(parts), title, "", metric)
+                    yield _picture("heat_map", mine, "_".join(parts), title, "", metric, page)
 
 
 def _ends(compared: Compared) -> Iterator[Picture]:

@@ -16,8 +16,11 @@ COLUMNS = ["run_id", "ridge", "low", "high", "share", "never_fired"]
 """A row a bin: edges are log10 of a density, shares are of all latents; `ridge` names a run."""
 
 _MOST_RIDGES = 60
-_OVERLAP = 1.6  # of a ridge's own height, that the tallest one reaches
-_BOUNDS = (-2.0, -1.0)  # 1% and 10% of the tokens
+OVERLAP = 1.6  # of a ridge's own height, that the tallest one reaches
+BOUNDS = (-2.0, -1.0)  # 1% and 10% of the tokens
+
+HEIGHTS = "height: share of the latents; dead: fired on no token that was evaluated"
+AXIS = "log10 of the share of tokens on which a latent fires"
 
 
 def ridges(table: pd.DataFrame, title: tuple[str, str], note: str, style: Style) -> Figure:
@@ -86,7 +89,7 @@ def _ridge(
 ) -> None:
     rows = rows.sort_values("low")
     edges = np.append(rows["low"].to_numpy(dtype=float), float(rows["high"].iloc[-1]))
-    heights = np.append(rows["share"].to_numpy(dtype=float), 0.0) / tallest * _OVERLAP
+    heights = np.append(rows["share"].to_numpy(dtype=float), 0.0) / tallest * OVERLAP
     axes.fill_between(
         edges,
         base,
@@ -105,14 +108,14 @@ def _axes(page: Page, table: pd.DataFrame, labels: list[str]) -> None:
     (axes,), style = page.panels, page.style
     first = float(table["low"].min())
     axes.set_xlim(first - 0.05, 0.05)
-    axes.set_ylim(-0.3, len(labels) - 1 + _OVERLAP + 0.15)
+    axes.set_ylim(-0.3, len(labels) - 1 + OVERLAP + 0.15)
     axes.xaxis.set_major_locator(FixedLocator(list(range(int(np.ceil(first)), 1))))
     axes.xaxis.set_major_formatter(lambda log, _: f"{log:.0f} ({100 * 10.0**log:g}%)")
     axes.yaxis.set_major_locator(FixedLocator(list(range(len(labels)))))
     axes.set_yticklabels(list(reversed(labels)))
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("log10 of the share of tokens on which a latent fires")
-    for at in _BOUNDS:
+    axes.set_xlabel(AXIS)
+    for at in BOUNDS:
         if at > first:
             axes.axvline(
                 at, color=style.colours.faint, linewidth=1, linestyle=(0, (4, 2)), zorder=1
@@ -138,5 +141,4 @@ def _notes(note: str, names: list[str], shown: list[str]) -> list[str]:
     left_out = (
         f"{len(shown)} of {len(names)} runs, evenly spread" if len(shown) < len(names) else ""
     )
-    heights = "height: share of the latents; dead: fired on no token that was evaluated"
-    return [" · ".join(filter(None, (note, left_out))), heights]
+    return [" · ".join(filter(None, (note, left_out))), HEIGHTS]
