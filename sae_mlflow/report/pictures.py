@@ -37,7 +37,7 @@ _SEEN: dict[Kind, str] = {
     "by_depth": "The last value of each layer over its relative depth, a line for each model.",
     "heat_map": "A row for each layer, a column for each epoch, the value as colour.",
     "pareto": "What is lost against the number of latents that fire; the frontier over all runs.",
-    "final_metrics_by_layer": "The last values of held-out metrics over the layers.",
+    "final_metrics_by_layer": "The last values over the layers, held-out ones where there are.",
     "dead_latents": "The share of dead latents over the layers.",
     "ridges": "The distribution of log10 firing frequency over latents, a ridge for each layer.",
 }
