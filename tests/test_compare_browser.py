@@ -80,6 +80,22 @@ def test_every_page_draws_within_its_window(opened, pages):
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), name
 
 
+@pytest.mark.parametrize("name", ["compare_models", "pareto", "density"])
+def test_on_a_narrow_screen_the_legend_is_below_the_panels(browser, pages, name):
+    tab = Tab(browser, 390)
+    tab.open(write_comparison(pages[name]).as_uri())
+    tab.page.locator("#chart .main-svg").first.wait_for()
+    assert tab.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    chart, said = (tab.page.locator(place).bounding_box() for place in ("#chart", "#said"))
+    assert chart["height"] >= 320 and said["y"] >= chart["y"] + chart["height"]
+    if name != "density":
+        legend = tab.page.locator("#legend").bounding_box()
+        assert legend["y"] >= chart["y"] + chart["height"]
+        assert said["y"] >= legend["y"] + legend["height"]
+    assert tab.errors == []
+    tab.context.close()
+
+
 def test_a_point_says_its_line_layer_epoch_value_and_run(opened):
     tab = opened("meta-llama-Llama-2-7b-hf_compare_seeds")
     assert tab.hover(tab.page, 2, 1) == [  # after the two edges of the seeds' range

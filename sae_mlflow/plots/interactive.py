@@ -35,7 +35,7 @@ def write_page(page: Page) -> Path:
 
 def page_html(page: Page) -> str:
     """A page as HTML, with one curve for each layer and setting of its table."""
-    return filled_shell(page.title, _content(page), beside("interactive.js"))
+    return filled_shell(_content(page), page.title, beside("interactive.js"))
 
 
 Line = tuple[str, str]

@@ -12,6 +12,7 @@ import html
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib import resources
 from string import Template
@@ -23,26 +24,49 @@ _DIGITS = 6  # of a value in the page; the store has them all
 _DASH_SCALE = 2.0  # pixels for the width that dashes are measured in
 
 
-def filled_shell(title: str, content: Mapping[str, Any], script: str, style: str = "") -> str:
-    """A page as HTML.
+@dataclass(frozen=True)
+class Around:
+    """What a page has beside its chart and that chart's script."""
+
+    above: str = ""
+    """HTML over the chart."""
+    style: str = ""
+    """CSS, after that of all pages."""
+    script: str = ""
+    """A second one."""
+    policy: str = ""
+    """What it may do besides."""
+
+
+def filled_shell(
+    content: Mapping[str, Any], title: str, script: str, around: Around | None = None
+) -> str:
+    """A whole HTML page.
 
     Args:
         content: what its script finds as JSON.
-        style: CSS, after that of all pages.
     """
+    around = around or Around()
     data = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    plotly, plotly_hash = _plotly()
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}' '{plotly_hash}'; "
-        "style-src 'unsafe-inline'; img-src data: blob:"
-    )
     return Template(beside("interactive.html")).substitute(
-        policy=policy,
+        policy=content_policy(script, around),
         title=html.escape(title),
-        style=beside("interactive.css") + style,
+        style=beside("interactive.css") + around.style,
+        above=around.above,
         data=data.replace("<", r"\u003c"),  # no tag can begin, or end, within it
-        plotly=plotly,
+        plotly=_plotly()[0],
         script=script,
+        below=f"<script>{around.script}</script>\n" if around.script else "",
+    )
+
+
+def content_policy(script: str, around: Around) -> str:
+    """A page's Content-Security-Policy: no script but plotly and its own, by their hashes."""
+    codes = filter(None, (script, around.script))
+    scripts = " ".join(f"'{each}'" for each in (*map(_hash, codes), _plotly()[1]))
+    return (
+        f"default-src 'none'; script-src {scripts}; "
+        f"style-src 'unsafe-inline'; img-src data: blob:{around.policy}"
     )
 
 

@@ -3,7 +3,7 @@
   const hidden = new Set(); // places in page.entries
   const FEW_POINTS = 30; // with more, markers would be a thick line
   const LEAST_SPAN = 0.05; // of the values: what is steadier than that is drawn as steady
-  const LEFT = 64, RIGHT = 18, TOP = 34, BOTTOM = 52; // pixels around all panels
+  const LEFT = 74, RIGHT = 18, TOP = 34, BOTTOM = 52; // pixels around all panels
   const GRID = "#e3e3e3", INK = "#222";
   const SYMBOLS = {
     circle: "●", square: "■", diamond: "◆", "triangle-up": "▲", "triangle-down": "▼",
@@ -199,7 +199,8 @@
     const { y } = panel;
     const axis = { gridcolor: GRID, zeroline: false, nticks: Math.max(3, Math.floor(height / 45)) };
     if (y.ticks) {
-      const room = named(y.ticks, height, 15);
+      const most = Math.max(12, Math.floor((0.4 * find("chart").clientWidth) / 7));
+      const room = named(y.ticks.map((name) => shortened(name, most)), height, 15);
       const range = y.reverse ? [y.ticks.length - 0.5, -0.5] : [-0.3, y.ticks.length - 1 + y.top + 0.15];
       return { ...axis, ...room, range, automargin: true, showgrid: false };
     }
@@ -210,8 +211,19 @@
     };
   }
 
-  function axisTitle(text) {
-    return { text: plain(text), font: { size: 12 }, standoff: 6 };
+  // in two lines where it is longer than its axis
+  function axisTitle(text, room) {
+    const spaces = [...text.matchAll(/ /g)].map((found) => found.index);
+    const off = (at) => Math.abs(at - text.length / 2);
+    const at = spaces.reduce((best, each) => (off(each) < off(best) ? each : best), 0);
+    const lines = at && 6.4 * text.length > room ? [text.slice(0, at), text.slice(at + 1)] : [text];
+    return { text: lines.map(plain).join("<br>"), font: { size: 12 }, standoff: 6 };
+  }
+
+  // its start and its end, where it is longer
+  function shortened(text, most) {
+    if (text.length <= most) return text;
+    return `${text.slice(0, Math.ceil(most / 2) - 1)}…${text.slice(-Math.floor(most / 2))}`;
   }
 
   // where the panels are, in shares of the room within the margins
@@ -220,7 +232,7 @@
     const most = Math.max(1, Math.min(view().columns || 2, Math.floor(width / 240)));
     const columns = Math.min(most, count <= most ? count : Math.ceil(Math.sqrt(count)));
     const rows = Math.ceil(count / columns);
-    const [gapX, gapY] = [view().share_y ? 20 : 78, 64];
+    const [gapX, gapY] = [view().share_y ? 20 : 90, 64];
     const across = (width - (columns - 1) * gapX) / columns;
     const down = (height - (rows - 1) * gapY) / rows;
     return { columns, rows, across, down, gapX, gapY };
@@ -255,12 +267,12 @@
       const outer = column === 0 || !view().share_y;
       made[`xaxis${place ? place + 1 : ""}`] = {
         ...xAxis(panel, place, g.across), domain: [x0, Math.min(1, x0 + g.across / width)], anchor: y,
-        title: lowest || !view().share_x ? axisTitle(panel.x.title) : undefined,
+        title: lowest || !view().share_x ? axisTitle(panel.x.title, g.across) : undefined,
         ...(view().share_x && place ? { matches: "x" } : {}),
       };
       made[`yaxis${place ? place + 1 : ""}`] = {
         ...yAxis(panel, place, g.down, log), domain: [Math.max(0, y1 - g.down / height), y1], anchor: x,
-        title: outer ? axisTitle(panel.y.title) : undefined,
+        title: outer ? axisTitle(panel.y.title, g.down) : undefined,
         ...(view().share_y ? { showticklabels: outer, ...(place ? { matches: "y" } : {}) } : {}),
       };
       if (panel.title)
@@ -290,8 +302,8 @@
     const log = isLog();
     find("chart").setAttribute("aria-label", `${page.title} ${view().title}`);
     find("said").textContent = [...view().said, ...notOnLogAxis(log)].join("\n");
-    find("chart").style.flexBasis = "0";
-    document.querySelector("main").style.height = `${chartHeight(find("chart").clientWidth)}px`;
+    const high = chartHeight(find("chart").clientWidth);
+    document.querySelector("main").style.setProperty("--high", `${high}px`);
     return Plotly.react(find("chart"), traces(log), layout(log), {
       displaylogo: false,
       typesetMath: false, // `$` is a dollar

@@ -22,7 +22,7 @@ from sae_mlflow.plots.compare.page_views import (
 )
 from sae_mlflow.plots.compare.pages import ComparisonPage
 from sae_mlflow.plots.compare.pareto import FRONTIER, looks_of, points
-from sae_mlflow.plots.page_shell import beside, filled_shell
+from sae_mlflow.plots.page_shell import Around, beside, filled_shell
 from sae_mlflow.plots.pictures import Picture
 from sae_mlflow.whole_file import whole_file
 
@@ -56,7 +56,8 @@ def write_comparison(page: ComparisonPage) -> Path:
 def comparison_html(page: ComparisonPage) -> str:
     """A page as HTML."""
     script = beside("page_shell.js") + beside("compare/page.js")
-    return filled_shell(page.title, page_content(page), script, beside("compare/page.css"))
+    around = Around(style=beside("compare/page.css"))
+    return filled_shell(page_content(page), page.title, script, around)
 
 
 def page_content(page: ComparisonPage) -> dict[str, Any]:
