@@ -12,6 +12,7 @@ import html
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib import resources
 from pathlib import Path
@@ -29,7 +30,6 @@ from sae_mlflow.plots.layer_key import LayerKey
 from sae_mlflow.plots.notes import hidden, incomplete, with_seeds
 from sae_mlflow.plots.numbers import ranges
 from sae_mlflow.plots.pages import Page, RunLink
-from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.style_values import Dash
 from sae_mlflow.plots.value_axis import zero_text
 from sae_mlflow.whole_file import whole_file
@@ -52,19 +52,45 @@ def write_page(page: Page) -> Path:
 
 def page_html(page: Page) -> str:
     """A page as HTML, with one curve for each layer and setting of its table."""
-    data = json.dumps(_content(page), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    script, (plotly, plotly_hash) = _beside("interactive.js"), _plotly()
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}' '{plotly_hash}'; "
-        "style-src 'unsafe-inline'; img-src data: blob:"
-    )
+    return document(page_content(page), page.title)
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a page has beside the curves."""
+
+    above: str = ""
+    """HTML over the chart."""
+    style: str = ""
+    script: str = ""
+    """That can draw other curves: `curvesPage.update(content)`."""
+    policy: str = ""
+    """What it may do besides."""
+
+
+def document(content: Mapping[str, Any], title: str, around: Around | None = None) -> str:
+    """A whole HTML page that draws what `page_content` returned."""
+    around = around or Around()
+    data = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Template(_beside("interactive.html")).substitute(
-        policy=policy,
-        title=html.escape(page.title),
-        style=_beside("interactive.css"),
+        policy=content_policy(around),
+        title=html.escape(title),
+        style=_beside("interactive.css") + around.style,
+        above=around.above,
         data=data.replace("<", r"\u003c"),  # no tag can begin, or end, within it
-        plotly=plotly,
-        script=script,
+        plotly=_plotly()[0],
+        script=_beside("interactive.js"),
+        below=f"<script>{around.script}</script>\n" if around.script else "",
+    )
+
+
+def content_policy(around: Around) -> str:
+    """A page's Content-Security-Policy: no script but plotly and its own, by their hashes."""
+    codes = filter(None, (_beside("interactive.js"), around.script))
+    scripts = " ".join(f"'{each}'" for each in (*map(_hash, codes), _plotly()[1]))
+    return (
+        f"default-src 'none'; script-src {scripts}; "
+        f"style-src 'unsafe-inline'; img-src data: blob:{around.policy}"
     )
 
 
@@ -72,8 +98,8 @@ Line = tuple[str, str]
 """A curve's layer and setting."""
 
 
-def _content(page: Page) -> dict[str, Any]:
-    """What the page's script draws."""
+def page_content(page: Page) -> dict[str, Any]:
+    """What the page's script draws, as JSON takes it."""
     table = by_epoch(page.table)
     key, means = LayerKey(table, page.style), over_seeds(table)
     values = {
@@ -88,7 +114,7 @@ def _content(page: Page) -> dict[str, Any]:
         "note": with_seeds(page.note, table),
         "start": page.metric or HISTORY_METRICS[0],
         "metrics": [
-            _metric(page.style, metric, key, values[metric], once=_is_once(values[metric], means))
+            _metric(page, metric, key, values[metric], once=_is_once(values[metric], means))
             for metric in sorted(values, key=_metric_order)
         ],
         "curves": [_curve(line, key, values, table, page.links) for line in key.lines],
@@ -96,13 +122,16 @@ def _content(page: Page) -> dict[str, Any]:
 
 
 def _metric(
-    style: Style, metric: str, key: LayerKey, by_line: Mapping[Line, pd.DataFrame], *, once: bool
+    page: Page, metric: str, key: LayerKey, by_line: Mapping[Line, pd.DataFrame], *, once: bool
 ) -> dict[str, Any]:
     """A metric's words, and what has to be said where it is drawn."""
-    look = style.metric(metric)
+    look = page.style.metric(metric)
     curves = [key.curve(line, by_line[line]) for line in key.lines if line in by_line]
     absent = [" · ".join(filter(None, line)) for line in key.lines if line not in by_line]
     epochs = sorted({int(epoch) for curve in curves for epoch in curve.values["epoch"]})
+    if page.under_way:
+        reached = min(int(curve.values["epoch"].max()) for curve in curves)
+        absent, epochs = [], [epoch for epoch in epochs if epoch <= reached]
     said = [*incomplete(curves, absent, epochs), hidden(curves)]
     if all((curve.values["mean"] == 0).all() for curve in curves):
         said = [zero_text(metric).replace("\n", " ")]

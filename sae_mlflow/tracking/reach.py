@@ -42,8 +42,13 @@ def answer_quickly() -> None:
 
 def hide_password(uri: str) -> str:
     """A URI as it may be shown: `postgresql://me:secret@host/db` -> `postgresql://me:***@host/db`."""
+    return hide_password_in(uri, uri)
+
+
+def hide_password_in(text: str, uri: str) -> str:
+    """A text that may quote a URI, without the URI's password."""
     password = urlsplit(uri).password
-    return uri.replace(f":{password}@", ":***@") if password else uri
+    return text.replace(f":{password}@", ":***@") if password else text
 
 
 def _check_http(uri: str) -> None:
