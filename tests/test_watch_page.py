@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from browser import Tab, chromium
 from plot_store import new_experiment
 from running_trainings import log, open_layer, open_parent
 from tracking_server import TrackingServer
@@ -154,6 +155,8 @@ def test_runs_of_one_layer_are_curves_of_their_own(store, experiment):
         *["layer9 · seed 1"] * 2,
     ]
     assert all(len(curve["runs"]) == 1 for curve in curves)
+    trainings = json.loads(board.answers[STATE].body)["trainings"]
+    assert [t["title"].endswith(f" · run {t['run'][:8]}") for t in trainings] == [True] * 3
 
 
 def test_trouble_is_shown_over_what_was_last_read(board):
@@ -377,3 +380,122 @@ def test_a_port_that_is_in_use_is_said_in_a_sentence(store, experiment):
 def test_options_of_the_page_want_the_page(option):
     said = "error: --port and --open/--no-open are of the page: add --browser.\n"
     assert refused("--experiment", "any", *option) == said
+
+
+# -- in a browser -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def tab(browser):
+    opened = Tab(browser)
+    yield opened
+    opened.context.close()
+
+
+def points(page, curve=0):
+    return page.locator(".scatterlayer .trace").nth(curve).locator(".point")
+
+
+def cell(page, layer, column):
+    """A cell of a layer's row; columns are counted from 0."""
+    return page.locator("#trainings tbody tr", has_text=layer).locator("td").nth(column)
+
+
+@pytest.mark.browser
+def test_in_a_browser_curves_grow_the_choices_stay_and_an_outage_is_said(tab, tmp_path):
+    """From a training's first epoch to its end, on one page that is never loaded again."""
+    server = TrackingServer(tmp_path)
+    server.start()
+    try:
+        store = Store(server.uri)
+        parent = open_parent(store, "far", "9,10")
+        nine, ten = (open_layer(store, parent, name) for name in ("layer9", "layer10"))
+        log(nine, 1, 0.8)
+        where = ("--experiment", "far", "--tracking-uri", server.uri, "--no-open")
+        with command(*where) as (process, address):
+            tab.open(address)
+            page, trouble = tab.page, tab.page.locator("#trouble")
+            points(page).first.wait_for()
+            assert page.title() == page.locator("#title").text_content() == "Experiment far"
+            page.get_by_label("Log axis").check()
+            page.get_by_label("Metric").select_option(label="Held-out variance unexplained (FVU)")
+            log(ten, 1, 0.6)
+            points(page, 1).first.wait_for()
+            page.get_by_role("button", name="layer10").click()
+            log(nine, 2, 0.4)
+            points(page).nth(1).wait_for()
+            cell(page, "layer9", 2).get_by_text("2/4").wait_for()
+            cell(page, "layer9", 4).get_by_text("0.2000").wait_for()
+            assert page.get_by_label("Log axis").is_checked()
+            chosen = page.get_by_label("Metric").locator("option:checked").text_content()
+            assert chosen == "Held-out variance unexplained (FVU)"
+            assert page.locator(".scatterlayer .trace").count() == 1, "layer10 stays hidden"
+            link = cell(page, "layer9", 0).locator("a").get_attribute("href")
+            assert link == store.address(parent.experiment_id, nine.run_id)
+            assert trouble.is_hidden()
+            server.stop()
+            trouble.wait_for()
+            assert f"The tracking store {server.uri} can't be reached" in trouble.text_content()
+            assert points(page).count() == 2, "the last known curves stay"
+            server.start()
+            trouble.wait_for(state="hidden")
+            log(nine, 3, 0.2)
+            points(page).nth(2).wait_for()
+            for run in (nine, ten, parent):
+                run.finish()
+            page.locator("#ended").get_by_text("All trainings have ended").wait_for()
+            assert cell(page, "layer9", 1).text_content() == "finished"
+            assert process.wait(timeout=30) == 0
+            time.sleep(2.5)
+            assert trouble.is_hidden(), "it has the end, and asks no more"
+        assert tab.errors == []
+        assert {urlsplit(asked_for).netloc for asked_for in tab.requests} <= {
+            urlsplit(address).netloc,
+            "",
+        }
+    finally:
+        server.stop()
+
+
+@pytest.mark.browser
+def test_in_a_browser_the_zoom_stays_names_are_text_and_an_interrupted_watch_is_said(
+    tab, store, experiment
+):
+    layer = open_layer(store, open_parent(store, experiment, "9"), HOSTILE)
+    for epoch in (1, 2, 3):
+        log(layer, epoch, 1 / epoch)
+    where = ("--experiment", experiment, "--tracking-uri", store.uri, "--no-open")
+    with command(*where) as (process, address):
+        tab.open(address)
+        page = tab.page
+        points(page).nth(2).wait_for()
+        assert HOSTILE in page.locator("#trainings").text_content()
+        assert page.locator("img, #trainings b").count() == 0
+        box = page.locator(".nsewdrag").bounding_box()
+        across, down = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(across, down)
+        page.mouse.down()
+        page.mouse.move(across + 150, down + 60, steps=5)
+        page.mouse.up()
+        ranges = (
+            "() => ['xaxis', 'yaxis'].map((a) => document.getElementById('chart').layout[a].range)"
+        )
+        zoomed = page.evaluate(ranges)
+        log(layer, 4, 0.1)
+        cell(page, HOSTILE, 2).get_by_text("4/4").wait_for()
+        drawn = "() => document.getElementById('chart').data[0].y.length === 4"
+        page.wait_for_function(drawn)
+        assert page.evaluate(ranges) == zoomed
+        page.mouse.dblclick(across, down)
+        page.wait_for_function(f"() => ({ranges})()[0][1] > 4")
+        assert page.evaluate(ranges)[0][0] < 1
+        assert tab.errors == []
+        process.send_signal(signal.SIGINT)
+        page.locator("#trouble").get_by_text("it has probably ended").wait_for()
+        assert page.locator("#ended").is_hidden()

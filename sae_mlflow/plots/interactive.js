@@ -7,8 +7,10 @@
   const hidden = new Set(); // places in page.curves
   const FEW_EPOCHS = 30; // with more, markers would be a thick line
   const LEAST_SPAN = 0.05; // of the values: what is steadier than that is drawn as steady
-  const BUTTONS = ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"];
+  const BUTTONS = ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d"];
   const NO_METRIC = { key: "", title: "Metrics", axis: "", said: [], said_log: [] };
+  let drawings = 0;
+  let view = null; // the axes' ranges that were zoomed or panned to, and of which axes
   let owners = []; // for each trace its curve, and its run where it is of one run alone
 
   function made(tag, text, attributes = {}) {
@@ -151,6 +153,8 @@
 
   function layout(metric, drawn, log) {
     const range = valueRange(drawn, log);
+    const epochs = epochAxis(drawn);
+    const [x, y] = view && view.of === axes() ? view.ranges : [epochs.range, range || [0, 1]];
     const grid = { gridcolor: "#e3e3e3", linecolor: "#b0b0b0", zeroline: false };
     const value = { title: title(metric.axis), exponentformat: "power", ...grid };
     const allHidden = hidden.size === page.curves.length;
@@ -162,12 +166,13 @@
       margin: { l: 76, r: 14, t: 34, b: 50 },
       hovermode: "closest",
       showlegend: false,
-      uirevision: `${metric.key} ${log}`,
-      xaxis: epochAxis(drawn),
+      uirevision: "what a drag does stays",
+      xaxis: { ...epochs, range: x, uirevision: drawings },
       yaxis: {
         ...value,
         type: log ? "log" : "linear",
-        range: range || [0, 1],
+        range: y,
+        uirevision: drawings,
         showticklabels: range !== null,
       },
       annotations: range
@@ -176,7 +181,23 @@
     };
   }
 
+  function axes() {
+    return `${(page.metrics[find("metric").value] || NO_METRIC).key} ${find("log").checked}`;
+  }
+
+  function zoomed(change) {
+    if (!Object.keys(change).some((key) => /^[xy]axis\.range/.test(key))) return;
+    const { xaxis, yaxis } = find("chart").layout;
+    view = { of: axes(), ranges: [[...xaxis.range], [...yaxis.range]] };
+  }
+
+  function showAll() {
+    view = null;
+    draw();
+  }
+
   function draw() {
+    drawings += 1; // so that the ranges below hold, whatever plotly would keep
     const metric = page.metrics[find("metric").value] || NO_METRIC;
     const log = find("log").checked;
     const drawn = traces(metric);
@@ -186,7 +207,14 @@
       displaylogo: false,
       typesetMath: false, // `$` is a dollar
       plotlyServerURL: "", // nor a button that would send the chart there
-      modeBarButtons: [[...BUTTONS, ...(embedded ? [] : ["toImage"])]],
+      doubleClick: false, // it would go back to the ranges of the first drawing
+      modeBarButtons: [
+        [
+          ...BUTTONS,
+          { name: "resetScale2d", title: "Reset axes", icon: Plotly.Icons.home, click: showAll },
+          ...(embedded ? [] : ["toImage"]),
+        ],
+      ],
     });
   }
 
@@ -306,5 +334,7 @@
   }
   await draw();
   find("chart").on("plotly_click", clicked);
+  find("chart").on("plotly_relayout", zoomed);
+  find("chart").on("plotly_doubleclick", showAll);
   new ResizeObserver(() => Plotly.Plots.resize(find("chart"))).observe(find("chart"));
 })();

@@ -5,13 +5,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from sae_mlflow.plots.interactive import Around, content_policy, document
 from sae_mlflow.plots.pages import web_address
-from sae_mlflow.watching.curves import Curves
+from sae_mlflow.watching.curves import Curves, short_name
 from sae_mlflow.watching.state import LayerState, TrainingState
 from sae_mlflow.watching.table import cells, reasons, title
 
@@ -33,7 +34,7 @@ class Answer:
     policy: str = NOTHING
     """What it may do in a browser."""
 
-    @property
+    @cached_property
     def tag(self) -> str:
         return f'"{sha256(self.body).hexdigest()[:32]}"'
 
@@ -85,6 +86,7 @@ class Board:
     def taken(self, tag: str) -> None:
         """A page has got an answer, or said that it has it."""
         with self._delivered:
+            self._taken &= {answer.tag for answer in self.answers.values()}
             self._taken.add(tag)
             self._delivered.notify_all()
 
@@ -106,9 +108,12 @@ class Board:
         self.answers = new
 
     def _training(self, training: TrainingState) -> dict[str, Any]:
+        parts = [title(training)]
+        if len(self._trainings) > 1:
+            parts.append(short_name(training.run_id))
         return {
             "run": training.run_id,
-            "title": title(training),
+            "title": " · ".join(parts),
             "address": web_address(self._store, training.experiment_id, training.run_id),
             "layers": [self._layer(training, layer) for layer in training.layers],
             "reasons": reasons(training),

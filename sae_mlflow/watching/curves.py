@@ -81,13 +81,17 @@ def labels(rows: Sequence["RunRow"]) -> list[str]:
         found = _joined([row.model for row in rows], found)
     for more in (
         [f"seed {row.params.get('seed', '')}" for row in rows],
-        [f"run {row.run_id[:_SHORT_ID]}" for row in rows],
+        [short_name(row.run_id) for row in rows],
     ):
         lines = [(row.layer, label) for row, label in zip(rows, found, strict=True)]
         if len(set(lines)) == len(lines):
             break
         found = _joined(found, more)
     return found
+
+
+def short_name(run_id: str) -> str:
+    return f"run {run_id[:_SHORT_ID]}"
 
 
 def _joined(first: Sequence[str], second: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@
   const KINDS = { failed: "bad", killed: "bad", warning: "warning" };
   const tags = {}; // of the answers that are shown, by path
   let structure = ""; // of the tables: which trainings, layers and addresses
+  let running = ""; // the rows of the layers that train
   let lost = null; // since when the watch itself doesn't answer
 
   function made(tag, text = "", name = "") {
@@ -96,8 +97,22 @@
       fill(find("trainings").children[place], training);
   }
 
+  // of many layers, those that train are to be seen; again when it is another's turn
+  function scrollToRunning() {
+    const whole = find("trainings");
+    const rows = [...whole.querySelectorAll("tbody tr")];
+    const places = [...rows.keys()].filter((place) => rows[place].cells[1].textContent === "running");
+    if (places.join() === running) return;
+    running = places.join();
+    if (!places.length) return;
+    const row = rows[places[0]];
+    const below = row.offsetTop + row.closest("table").offsetTop;
+    whole.scrollTop = below - whole.clientHeight / 2;
+  }
+
   function showState(state) {
     showTrainings(state.trainings);
+    scrollToRunning();
     const since = state.since === null ? "" : time(new Date(state.since * 1000));
     say("trouble", state.trouble && `Out of reach since ${since}: ${state.trouble} What is shown is of before.`);
     say("ended", state.ended ? "All trainings have ended. This page shows how they did." : "");
