@@ -4,7 +4,7 @@ import os
 import socket
 from pathlib import Path
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
 
 from sae_mlflow.errors import OutOfReach
@@ -52,8 +52,11 @@ def hide_password_in(text: str, uri: str) -> str:
 
 
 def _check_http(uri: str) -> None:
+    parts = urlsplit(uri)
+    # urllib would take a user and a password for a part of the host's name
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     try:
-        with urlopen(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS):
+        with urlopen(f"{bare.rstrip('/')}/health", timeout=_PROBE_SECONDS):
             return
     except HTTPError:
         return  # something answers; whether it lets us in is for MLflow to say

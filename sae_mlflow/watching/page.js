@@ -73,6 +73,7 @@
   // texts alone, so that what is selected or has the focus stays so
   function fill(whole, training) {
     const [heading, table, reasons] = whole.children;
+    heading.title = training.title; // for where it is cut
     if (heading.textContent !== training.title)
       heading.replaceChildren(named(training.title, training.address));
     for (const [place, layer] of training.layers.entries()) {
