@@ -10,7 +10,7 @@ import pytest
 
 from sae_mlflow.errors import UserError
 from sae_mlflow.tracking.launcher import launched_experiment_id, launched_run
-from sae_mlflow.tracking.reach import check_reachable, hide_password
+from sae_mlflow.tracking.reach import check_reachable, hide_password, hide_password_in
 from sae_mlflow.tracking.store import Store
 
 
@@ -164,7 +164,8 @@ def test_a_server_that_never_answers_is_given_up_on(monkeypatch):
             check_reachable(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
-def test_a_server_that_wants_a_password_counts_as_reached():
+@pytest.mark.parametrize("user", ["", "me:secret@"])
+def test_a_server_that_wants_a_password_counts_as_reached(user):
     class Refuses(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_error(401)
@@ -175,7 +176,7 @@ def test_a_server_that_wants_a_password_counts_as_reached():
     server = HTTPServer(("127.0.0.1", 0), Refuses)
     thread = threading.Thread(target=server.handle_request)
     thread.start()
-    check_reachable(f"http://127.0.0.1:{server.server_port}")
+    check_reachable(f"http://{user}127.0.0.1:{server.server_port}")
     thread.join()
     server.server_close()
 
@@ -199,3 +200,5 @@ def test_passwords_are_not_shown():
     uri = "postgresql://me:secret@host:5432/db"
     assert hide_password(uri) == "postgresql://me:***@host:5432/db"
     assert hide_password("sqlite:///x.db") == "sqlite:///x.db"
+    said = hide_password_in(f"{uri}/runs failed", uri)
+    assert said == "postgresql://me:***@host:5432/db/runs failed"

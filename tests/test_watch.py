@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 from plot_store import new_experiment
 from rich.console import Console
+from running_trainings import log, open_layer, open_parent
 from tracking_server import TrackingServer
 
 from sae_mlflow.errors import UserError
-from sae_mlflow.tracking.contents import ROLE_COMPARISON, ROLE_LAYER, ROLE_SWEEP
+from sae_mlflow.tracking.contents import ROLE_COMPARISON
 from sae_mlflow.tracking.store import Store
 from sae_mlflow.watching.state import LayerState, TrainingState, Watch, planned_layers
 from sae_mlflow.watching.table import duration, news, sparkline, tables
@@ -28,25 +29,6 @@ def store(tmp_path_factory):
 def experiment(store, request):
     new_experiment(store, request.node.name)
     return request.node.name
-
-
-def open_parent(store, experiment, layers="9,10", **params):
-    tags = {"sae.role": ROLE_SWEEP, "sae.model": "org/model"}
-    run = store.open_run(store.experiment_id(experiment), "sweep", tags)
-    run.log_params({"model.layers": layers, "train.epochs": 4} | params)
-    return run
-
-
-def open_layer(store, parent, layer, epochs=4):
-    tags = {"sae.role": ROLE_LAYER, "sae.model": "org/model", "sae.layer": layer}
-    run = store.open_run(parent.experiment_id, layer, tags, parent)
-    run.log_params({"train.epochs": epochs})
-    return run
-
-
-def log(run, epoch, loss):
-    figures = {"total_loss": loss, "val_fvu": loss / 2, "l0_norm": 32.0, "dead_fraction": 0.01}
-    run.log_epoch(epoch, figures)
 
 
 def shown(trainings, note="", width=140):

@@ -1,6 +1,8 @@
 """`sae-mlflow watch`: where trainings stand, read from the store until they end."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,9 +14,12 @@ if TYPE_CHECKING:  # rich takes a tenth of a second to import, mlflow two
     from rich.console import Console
 
     from sae_mlflow.tracking.store import Store
+    from sae_mlflow.watching.board import Board
     from sae_mlflow.watching.state import TrainingState, Watch
 
 EXIT_SOME_FAILED = 1
+_LAST_LOOK_SECONDS = 10.0  # that a page has for the end; a browser that is only starting needs some
+_OTHER_PAGES_SECONDS = 1.5  # that others have then: they ask once a second
 
 
 def watch_command(
@@ -27,6 +32,24 @@ def watch_command(
     every: Annotated[
         float, typer.Option(min=0.1, help="Seconds between two looks into the store.")
     ] = 2.0,
+    browser: Annotated[
+        bool,
+        typer.Option(
+            "--browser",
+            help="Also show a page, on this machine alone (127.0.0.1), whose curves grow with "
+            "every epoch.",
+        ),
+    ] = False,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="The page's; unset means a free one."),
+    ] = None,
+    open_page: Annotated[
+        bool | None,
+        typer.Option(
+            "--open/--no-open", help="With --browser: open the page, or only print its address."
+        ),
+    ] = None,
     tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
     """Show where trainings stand, layer by layer, until they end; from any machine.
@@ -36,6 +59,8 @@ def watch_command(
     """
     if bool(run) == bool(experiment):
         raise UserError("Give one of --experiment NAME and --run ID.")
+    if not browser and (port is not None or open_page is not None):
+        raise UserError("--port and --open/--no-open are of the page: add --browser.")
     from rich.console import Console
 
     from sae_mlflow.tracking.reach import answer_quickly
@@ -44,14 +69,39 @@ def watch_command(
 
     answer_quickly()
     store = Store(tracking_uri or None)
-    watch = Watch(store, experiment, run)
-    trainings = _follow(store, watch, Console(highlight=False), every)
+    watch, console = Watch(store, experiment, run), Console(highlight=False)
+    if browser:
+        heading = f"Experiment {experiment}" if experiment else f"Run {run}"
+        with _page(store, heading, port, open_page is not False, console) as board:
+            trainings = _follow(store, watch, console, every, board)
+    else:
+        trainings = _follow(store, watch, console, every)
     if any(training.status in ("FAILED", "KILLED") for training in trainings):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
+@contextmanager
+def _page(
+    store: "Store", heading: str, port: int | None, opened: bool, console: "Console"
+) -> "Iterator[Board]":
+    """A board that is served while the block runs, and until a page has got its end."""
+    import webbrowser
+
+    from sae_mlflow.watching.board import Board
+    from sae_mlflow.watching.server import serving
+
+    board = Board(store, heading)
+    with serving(board, port) as address:
+        console.print(f"Page: {address}", markup=False, soft_wrap=True)
+        if opened and not webbrowser.open(address):
+            console.print("No browser could be started here: open that address in one.")
+        yield board
+        board.end(_LAST_LOOK_SECONDS)
+        time.sleep(_OTHER_PAGES_SECONDS)
+
+
 def _follow(
-    store: "Store", watch: "Watch", console: "Console", every: float
+    store: "Store", watch: "Watch", console: "Console", every: float, board: "Board | None" = None
 ) -> "list[TrainingState]":
     """Show every change until all trainings have ended; where they stood then."""
     from rich.live import Live
@@ -63,10 +113,7 @@ def _follow(
     with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:
             before, trouble = trainings, note
-            try:
-                trainings, note = watch.look(), ""
-            except OutOfReach as error:
-                note = f"{error} Trying again every {every:g} s."
+            trainings, note = _look(watch, board, before, f"Trying again every {every:g} s.")
             if console.is_terminal:
                 addresses = [store.address(t.experiment_id, t.run_id) for t in trainings]
                 live.update(tables(trainings, addresses, note, console.width), refresh=True)
@@ -76,3 +123,19 @@ def _follow(
             if not note and not any(training.is_running for training in trainings):
                 return trainings
             time.sleep(every)
+
+
+def _look(
+    watch: "Watch", board: "Board | None", before: "list[TrainingState]", again: str
+) -> "tuple[list[TrainingState], str]":
+    """Where trainings stand, shown on the board too; where the store is out of reach, a note."""
+    try:
+        trainings = watch.look()
+        if board:
+            board.read(trainings)
+        return trainings, ""
+    except OutOfReach as error:
+        note = f"{error} {again}"
+        if board:
+            board.out_of_reach(note)
+        return before, note

@@ -1,13 +1,16 @@
 "use strict";
 (async () => {
   const find = (id) => document.getElementById(id);
-  const page = JSON.parse(find("data").textContent);
+  let page = JSON.parse(find("data").textContent);
   // in the MLflow UI's artifact view, whose sandbox forbids to open or to download anything
   const embedded = window.parent !== window;
   const hidden = new Set(); // places in page.curves
   const FEW_EPOCHS = 30; // with more, markers would be a thick line
   const LEAST_SPAN = 0.05; // of the values: what is steadier than that is drawn as steady
-  const BUTTONS = ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"];
+  const BUTTONS = ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d"];
+  const NO_METRIC = { key: "", title: "Metrics", axis: "", said: [], said_log: [] };
+  let drawings = 0;
+  let view = null; // the axes' ranges that were zoomed or panned to, and of which axes
   let owners = []; // for each trace its curve, and its run where it is of one run alone
 
   function made(tag, text, attributes = {}) {
@@ -150,21 +153,26 @@
 
   function layout(metric, drawn, log) {
     const range = valueRange(drawn, log);
+    const epochs = epochAxis(drawn);
+    const [x, y] = view && view.of === axes() ? view.ranges : [epochs.range, range || [0, 1]];
     const grid = { gridcolor: "#e3e3e3", linecolor: "#b0b0b0", zeroline: false };
     const value = { title: title(metric.axis), exponentformat: "power", ...grid };
     const allHidden = hidden.size === page.curves.length;
-    const nothing = allHidden ? "all curves are hidden" : log ? "no number above 0" : "no numbers";
+    const nothing = !page.curves.length
+      ? "no epoch has ended yet"
+      : allHidden ? "all curves are hidden" : log ? "no number above 0" : "no numbers";
     return {
       font: { family: "system-ui, sans-serif", size: 13, color: "#222" },
       margin: { l: 76, r: 14, t: 34, b: 50 },
       hovermode: "closest",
       showlegend: false,
-      uirevision: `${metric.key} ${log}`,
-      xaxis: epochAxis(drawn),
+      uirevision: "what a drag does stays",
+      xaxis: { ...epochs, range: x, uirevision: drawings },
       yaxis: {
         ...value,
         type: log ? "log" : "linear",
-        range: range || [0, 1],
+        range: y,
+        uirevision: drawings,
         showticklabels: range !== null,
       },
       annotations: range
@@ -173,8 +181,24 @@
     };
   }
 
+  function axes() {
+    return `${(page.metrics[find("metric").value] || NO_METRIC).key} ${find("log").checked}`;
+  }
+
+  function zoomed(change) {
+    if (!Object.keys(change).some((key) => /^[xy]axis\.range/.test(key))) return;
+    const { xaxis, yaxis } = find("chart").layout;
+    view = { of: axes(), ranges: [[...xaxis.range], [...yaxis.range]] };
+  }
+
+  function showAll() {
+    view = null;
+    draw();
+  }
+
   function draw() {
-    const metric = page.metrics[find("metric").value];
+    drawings += 1; // so that the ranges below hold, whatever plotly would keep
+    const metric = page.metrics[find("metric").value] || NO_METRIC;
     const log = find("log").checked;
     const drawn = traces(metric);
     find("chart").setAttribute("aria-label", `${metric.title} of each epoch`);
@@ -183,7 +207,14 @@
       displaylogo: false,
       typesetMath: false, // `$` is a dollar
       plotlyServerURL: "", // nor a button that would send the chart there
-      modeBarButtons: [[...BUTTONS, ...(embedded ? [] : ["toImage"])]],
+      doubleClick: false, // it would go back to the ranges of the first drawing
+      modeBarButtons: [
+        [
+          ...BUTTONS,
+          { name: "resetScale2d", title: "Reset axes", icon: Plotly.Icons.home, click: showAll },
+          ...(embedded ? [] : ["toImage"]),
+        ],
+      ],
     });
   }
 
@@ -209,36 +240,62 @@
 
   function fillLegend() {
     const places = [...page.curves.keys()];
-    for (const [place, curve] of page.curves.entries()) {
+    const buttons = page.curves.map((curve, place) => {
       const button = made("button", "", {
         type: "button",
         title: "click: hide or show; double click: this one alone",
-        "aria-pressed": "true",
+        "aria-pressed": String(!hidden.has(place)),
       });
       button.append(swatch(curve), made("span", curve.label));
       button.addEventListener("click", () =>
         hideOnly(hidden.has(place) ? [...hidden].filter((p) => p !== place) : [...hidden, place]),
       );
       button.addEventListener("dblclick", () => hideOnly(places.filter((p) => p !== place)));
-      find("legend").append(button);
-    }
-    find("all").addEventListener("click", () => hideOnly([]));
-    find("none").addEventListener("click", () => hideOnly(places));
+      return button;
+    });
+    find("legend").replaceChildren(...buttons);
     find("toggles").hidden = places.length < 2;
   }
 
-  function fillControls() {
+  function fillMetrics(chosen) {
     const groups = new Map();
     for (const [place, metric] of page.metrics.entries()) {
       const label = metric.once ? "once" : "every epoch";
       if (!groups.has(label)) groups.set(label, made("optgroup", "", { label }));
       const option = made("option", metric.title, { value: place });
-      option.selected = metric.key === page.start;
+      option.selected = metric.key === chosen;
       groups.get(label).append(option);
     }
-    find("metric").append(...groups.values());
+    find("metric").replaceChildren(...groups.values());
+  }
+
+  function fillTitle() {
+    document.title = page.title;
+    find("title").textContent = page.title;
+    find("note").textContent = page.note;
+  }
+
+  function listen() {
+    find("all").addEventListener("click", () => hideOnly([]));
+    find("none").addEventListener("click", () => hideOnly([...page.curves.keys()]));
     find("metric").addEventListener("change", draw);
     find("log").addEventListener("change", draw);
+  }
+
+  // other content in the same page: what was chosen, hidden and zoomed stays so
+  function update(content) {
+    const before = page;
+    const chosen = before.metrics[find("metric").value] || { key: content.start };
+    const gone = new Set([...hidden].map((place) => before.curves[place].label));
+    page = content;
+    hidden.clear();
+    for (const [place, curve] of page.curves.entries()) if (gone.has(curve.label)) hidden.add(place);
+    fillTitle();
+    // what has the focus, or a finger on it, isn't made anew without a need
+    const differ = (facts) => JSON.stringify(facts(before)) !== JSON.stringify(facts(page));
+    if (differ((p) => p.metrics.map((m) => [m.key, m.title, m.once]))) fillMetrics(chosen.key);
+    if (differ((p) => p.curves.map((c) => [c.label, c.colour, c.dash]))) fillLegend();
+    if (window.Plotly) draw();
   }
 
   function opens(run) {
@@ -264,11 +321,11 @@
     if (run && opens(run) && !embedded) window.open(run.address, "_blank", "noopener");
   }
 
-  document.title = page.title;
-  find("title").textContent = page.title;
-  find("note").textContent = page.note;
-  fillControls();
+  fillTitle();
+  fillMetrics(page.start);
   fillLegend();
+  listen();
+  window.curvesPage = { update };
   try {
     await loadPlotly();
   } catch (error) {
@@ -277,5 +334,7 @@
   }
   await draw();
   find("chart").on("plotly_click", clicked);
+  find("chart").on("plotly_relayout", zoomed);
+  find("chart").on("plotly_doubleclick", showAll);
   new ResizeObserver(() => Plotly.Plots.resize(find("chart"))).observe(find("chart"));
 })();

@@ -16,9 +16,11 @@ from sae_mlflow.plots.notes import hidden, incomplete, with_seeds
 from sae_mlflow.plots.numbers import ranges
 from sae_mlflow.plots.page_shell import beside, dashes, filled_shell, rounded
 from sae_mlflow.plots.pages import Page, RunLink
-from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.value_axis import zero_text
 from sae_mlflow.whole_file import whole_file
+
+SCRIPT = "interactive.js"
+"""Draws what `page_content` returns."""
 
 
 def write_page(page: Page) -> Path:
@@ -35,15 +37,15 @@ def write_page(page: Page) -> Path:
 
 def page_html(page: Page) -> str:
     """A page as HTML, with one curve for each layer and setting of its table."""
-    return filled_shell(_content(page), page.title, beside("interactive.js"))
+    return filled_shell(page_content(page), page.title, beside(SCRIPT))
 
 
 Line = tuple[str, str]
 """A curve's layer and setting."""
 
 
-def _content(page: Page) -> dict[str, Any]:
-    """What the page's script draws."""
+def page_content(page: Page) -> dict[str, Any]:
+    """What the page's script draws, as JSON takes it."""
     table = by_epoch(page.table)
     key, means = LayerKey(table, page.style), over_seeds(table)
     values = {
@@ -58,7 +60,7 @@ def _content(page: Page) -> dict[str, Any]:
         "note": with_seeds(page.note, table),
         "start": page.metric or HISTORY_METRICS[0],
         "metrics": [
-            _metric(page.style, metric, key, values[metric], once=_is_once(values[metric], means))
+            _metric(page, metric, key, values[metric], once=_is_once(values[metric], means))
             for metric in sorted(values, key=_metric_order)
         ],
         "curves": [_curve(line, key, values, table, page.links) for line in key.lines],
@@ -66,13 +68,16 @@ def _content(page: Page) -> dict[str, Any]:
 
 
 def _metric(
-    style: Style, metric: str, key: LayerKey, by_line: Mapping[Line, pd.DataFrame], *, once: bool
+    page: Page, metric: str, key: LayerKey, by_line: Mapping[Line, pd.DataFrame], *, once: bool
 ) -> dict[str, Any]:
     """A metric's words, and what has to be said where it is drawn."""
-    look = style.metric(metric)
+    look = page.style.metric(metric)
     curves = [key.curve(line, by_line[line]) for line in key.lines if line in by_line]
     absent = [" · ".join(filter(None, line)) for line in key.lines if line not in by_line]
     epochs = sorted({int(epoch) for curve in curves for epoch in curve.values["epoch"]})
+    if page.under_way:
+        reached = min(int(curve.values["epoch"].max()) for curve in curves)
+        absent, epochs = [], [epoch for epoch in epochs if epoch <= reached]
     said = [*incomplete(curves, absent, epochs), hidden(curves)]
     if all((curve.values["mean"] == 0).all() for curve in curves):
         said = [zero_text(metric).replace("\n", " ")]

@@ -40,6 +40,8 @@ class Page:
     """Of the table's runs; none where it comes from files."""
     style: Style = field(default_factory=load_style)
     """Of its colours, dashes and words."""
+    under_way: bool = False
+    """Whether runs go on: then epochs that only some have had aren't missing from the others."""
     kind: Literal["page"] = "page"
 
     @property
@@ -96,14 +98,18 @@ def all_layers_page(
 
 def run_links(store: "Store", rows: Iterable["RunRow"]) -> tuple[RunLink, ...]:
     """The runs with their pages in the UI, where the store has a web address."""
-    return tuple(RunLink(row.run_id, row.name, _address(store, row)) for row in rows)
+    return tuple(
+        RunLink(row.run_id, row.name, web_address(store, row.experiment_id, row.run_id))
+        for row in rows
+    )
 
 
-def _address(store: "Store", row: "RunRow") -> str | None:
+def web_address(store: "Store", experiment_id: str, run_id: str) -> str | None:
+    """A run's page in the UI, without a user; None where the store isn't served."""
     parts = urlsplit(store.uri)
     if parts.scheme not in ("http", "https"):
         return None
-    whole = urlsplit(store.address(row.experiment_id, row.run_id))
+    whole = urlsplit(store.address(experiment_id, run_id))
     # a page is passed on: no user and no password in it
     return urlunsplit(whole._replace(netloc=whole.netloc.rpartition("@")[2]))
 

@@ -4,7 +4,7 @@ import os
 import socket
 from pathlib import Path
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
 
 from sae_mlflow.errors import OutOfReach
@@ -42,13 +42,21 @@ def answer_quickly() -> None:
 
 def hide_password(uri: str) -> str:
     """A URI as it may be shown: `postgresql://me:secret@host/db` -> `postgresql://me:***@host/db`."""
+    return hide_password_in(uri, uri)
+
+
+def hide_password_in(text: str, uri: str) -> str:
+    """A text that may quote a URI, without the URI's password."""
     password = urlsplit(uri).password
-    return uri.replace(f":{password}@", ":***@") if password else uri
+    return text.replace(f":{password}@", ":***@") if password else text
 
 
 def _check_http(uri: str) -> None:
+    parts = urlsplit(uri)
+    # urllib would take a user and a password for a part of the host's name
+    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     try:
-        with urlopen(f"{uri.rstrip('/')}/health", timeout=_PROBE_SECONDS):
+        with urlopen(f"{bare.rstrip('/')}/health", timeout=_PROBE_SECONDS):
             return
     except HTTPError:
         return  # something answers; whether it lets us in is for MLflow to say

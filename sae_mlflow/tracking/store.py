@@ -31,7 +31,7 @@ from sae_mlflow.naming import PLOTS_FOLDER, ui_page
 from sae_mlflow.tracking.contents import ROLE_COMPARISON, ROLE_LAYER, ROLE_SWEEP, RunRow
 from sae_mlflow.tracking.models import Models
 from sae_mlflow.tracking.open_run import OpenRun
-from sae_mlflow.tracking.reach import check_reachable, hide_password
+from sae_mlflow.tracking.reach import check_reachable, hide_password, hide_password_in
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # a new SQLite store tells 40 migrations
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
@@ -73,7 +73,8 @@ class Store:
                 raise
             first = str(error).strip().splitlines()[0]
             raise OutOfReach(
-                f"The tracking store {self.shown_uri} doesn't answer: {first}"
+                f"The tracking store {self.shown_uri} doesn't answer: "
+                f"{hide_password_in(first, self.uri)}"
             ) from None
 
     # -- where things are -------------------------------------------------------------------

@@ -32,10 +32,10 @@ def tables(
     parts: list[RenderableType] = []
     for training, address in zip(trainings, addresses, strict=True):
         parts += [
-            _title(training),
+            Text(title(training), style="bold"),
             Text(address, style="dim", overflow="fold"),
             _table(training, curve),
-            *_reasons(training),
+            *(Text(line, style="yellow") for line in reasons(training)),
         ]
     return Group(*parts, *([Text(note, style="yellow")] if note else []))
 
@@ -80,13 +80,14 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def _title(training: TrainingState) -> Text:
+def title(training: TrainingState) -> str:
+    """A training in a line: its model, how far it is, the time left."""
     done = sum(layer.status not in (WAITING, RUNNING) for layer in training.layers)
     parts = [plain(training.model) or training.run_id, training.status.lower()]
     parts.append(f"{done} of {len(training.layers)} layers done")
     if training.is_running and training.seconds_left is not None:
         parts.append(f"about {duration(training.seconds_left)} left")
-    return Text(" · ".join(parts), style="bold")
+    return " · ".join(parts)
 
 
 def _table(training: TrainingState, curve: int) -> Table:
@@ -95,23 +96,37 @@ def _table(training: TrainingState, curve: int) -> Table:
         left = name in ("layer", "state", "", "health")
         table.add_column(name, justify="left" if left else "right", no_wrap=True)
     for layer in training.layers:
-        figures = layer.figures or {}
+        facts = cells(layer)
         table.add_row(
-            Text(plain(layer.layer)),
-            Text(layer.status.lower(), style=_COLOURS.get(layer.status, "")),
-            _epoch(layer),
-            _number(figures.get("total_loss"), ".4f"),
+            Text(facts["layer"]),
+            Text(facts["state"], style=_COLOURS.get(layer.status, "")),
+            facts["epoch"],
+            facts["loss"],
             Text(sparkline(layer.losses, curve)),
-            _number(figures.get("val_fvu"), ".4f"),
-            _number(figures.get("l0_norm"), ".1f"),
-            _number(figures.get("dead_fraction"), ".1%"),
-            Text(plain(layer.health), style=_HEALTH_COLOURS.get(layer.health, "")),
-            duration(layer.seconds_left) if layer.status == RUNNING else "",
+            *(facts[name] for name in ("val FVU", "L0", "dead")),
+            Text(facts["health"], style=_HEALTH_COLOURS.get(layer.health, "")),
+            facts["left"],
         )
     return table
 
 
-def _reasons(training: TrainingState) -> list[Text]:
+def cells(layer: LayerState) -> dict[str, str]:
+    """What a table says of a layer, by the names of its columns."""
+    figures = layer.figures or {}
+    return {
+        "layer": plain(layer.layer),
+        "state": plain(layer.status.lower()),
+        "epoch": _epoch(layer),
+        "loss": _number(figures.get("total_loss"), ".4f"),
+        "val FVU": _number(figures.get("val_fvu"), ".4f"),
+        "L0": _number(figures.get("l0_norm"), ".1f"),
+        "dead": _number(figures.get("dead_fraction"), ".1%"),
+        "health": plain(layer.health),
+        "left": duration(layer.seconds_left) if layer.status == RUNNING else "",
+    }
+
+
+def reasons(training: TrainingState) -> list[str]:
     """A line for each layer that isn't well; many that ail of the same share one."""
     by_reasons: dict[str, list[str]] = {}
     for layer in training.layers:
@@ -119,7 +134,7 @@ def _reasons(training: TrainingState) -> list[Text]:
             by_reasons.setdefault(found, []).append(plain(layer.layer))
     lines = [f"{found}: {known(layers, 4)}" for found, layers in by_reasons.items()]
     more = [f"and {len(lines) - _REASON_LINES} more"] if len(lines) > _REASON_LINES else []
-    return [Text(line, style="yellow") for line in lines[:_REASON_LINES] + more]
+    return lines[:_REASON_LINES] + more
 
 
 def _facts(layer: LayerState) -> list[tuple[str, str]]:
