@@ -244,6 +244,7 @@ def test_names_of_any_kind_are_text_and_only_the_pages_own_scripts_run(experimen
         rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
         assert rules["default-src"] == "'none'" and "connect-src" not in rules
         own = re.search(r"<script>(.*)</script>", html, re.DOTALL)[1]
+        assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|eval\(", own)
         scripts = [gzip.decompress(base64.b64decode(gzipped(html))), own.encode()]
         hashes = {f"'sha256-{base64.b64encode(sha256(s).digest()).decode()}'" for s in scripts}
         assert set(rules["script-src"].split()) == hashes
