@@ -388,6 +388,7 @@ def test_metrics_of_an_epochs_parts_are_not_read_for_pages():
 
 
 def test_a_pages_script_makes_no_html_of_names():
-    code = resources.files("sae_mlflow.plots").joinpath("interactive.js").read_text()
+    folder = resources.files("sae_mlflow.plots")
+    code = "".join(folder.joinpath(f"{n}.js").read_text() for n in ("page_shell", "interactive"))
     assert elements(overlay(TWO_LAYERS)).scripts["code"] == code
     assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|eval\(", code)

@@ -1,9 +1,5 @@
-"use strict";
 (async () => {
-  const find = (id) => document.getElementById(id);
   let page = JSON.parse(find("data").textContent);
-  // in the MLflow UI's artifact view, whose sandbox forbids to open or to download anything
-  const embedded = window.parent !== window;
   const hidden = new Set(); // places in page.curves
   const FEW_EPOCHS = 30; // with more, markers would be a thick line
   const LEAST_SPAN = 0.05; // of the values: what is steadier than that is drawn as steady
@@ -13,39 +9,8 @@
   let view = null; // the axes' ranges that were zoomed or panned to, and of which axes
   let owners = []; // for each trace its curve, and its run where it is of one run alone
 
-  function made(tag, text, attributes = {}) {
-    const element = document.createElement(tag);
-    element.textContent = text; // never as HTML: names may hold anything
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    return element;
-  }
-
-  // plotly reads a few tags in its texts; names are to be drawn as they are
-  function plain(text) {
-    const short = text.length > 90 ? `${text.slice(0, 60)}…${text.slice(-25)}` : text;
-    return short.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  }
-
-  function shown(value) {
-    const size = Math.abs(value);
-    if (size && (size < 1e-3 || size >= 1e7)) return String(Number(value.toPrecision(5)).toExponential());
-    return value.toLocaleString("en-US", { maximumSignificantDigits: 5 });
-  }
-
   function epochsOf(series) {
     return series.epochs || series.values.map((_, i) => i + 1);
-  }
-
-  async function inflated(base64) {
-    const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Response(stream).text();
-  }
-
-  async function loadPlotly() {
-    const script = document.createElement("script");
-    script.textContent = await inflated(find("plotly").textContent);
-    document.head.append(script);
   }
 
   function hoverText(metric, curve, run, epoch, value, more = []) {
@@ -218,18 +183,6 @@
     });
   }
 
-  function swatch(curve) {
-    const xmlns = "http://www.w3.org/2000/svg";
-    const svg = document.createElementNS(xmlns, "svg");
-    const stroke = document.createElementNS(xmlns, "line");
-    const dashes = curve.dash === "solid" ? "none" : curve.dash;
-    const attributes = { x1: 0, x2: 26, y1: 4, y2: 4, stroke: curve.colour, "stroke-width": 3 };
-    for (const [key, value] of Object.entries({ ...attributes, "stroke-dasharray": dashes }))
-      stroke.setAttribute(key, value);
-    svg.append(stroke);
-    return svg;
-  }
-
   function hideOnly(places) {
     hidden.clear();
     for (const place of places) hidden.add(place);
@@ -296,22 +249,6 @@
     if (differ((p) => p.metrics.map((m) => [m.key, m.title, m.once]))) fillMetrics(chosen.key);
     if (differ((p) => p.curves.map((c) => [c.label, c.colour, c.dash]))) fillLegend();
     if (window.Plotly) draw();
-  }
-
-  function opens(run) {
-    return /^https?:\/\//.test(run.address || "");
-  }
-
-  // what a run's line says: its name, and where its page is
-  function runLine(run) {
-    const line = made("div", `Run ${run.name || run.id}: `);
-    if (!opens(run)) line.append(`its id is ${run.id}`);
-    else if (embedded) line.append(made("code", run.address));
-    else {
-      const link = { href: run.address, target: "_blank", rel: "noopener noreferrer" };
-      line.append(made("a", run.address, link));
-    }
-    return line;
   }
 
   function clicked(event) {

@@ -19,9 +19,6 @@ from sae_mlflow.plots.pages import Page, RunLink
 from sae_mlflow.plots.value_axis import zero_text
 from sae_mlflow.whole_file import whole_file
 
-SCRIPT = "interactive.js"
-"""Draws what `page_content` returns."""
-
 
 def write_page(page: Page) -> Path:
     """Write one page; its file is there whole, or not at all.
@@ -37,7 +34,12 @@ def write_page(page: Page) -> Path:
 
 def page_html(page: Page) -> str:
     """A page as HTML, with one curve for each layer and setting of its table."""
-    return filled_shell(page_content(page), page.title, beside(SCRIPT))
+    return filled_shell(page_content(page), page.title, curves_script())
+
+
+def curves_script() -> str:
+    """What draws `page_content`."""
+    return beside("page_shell.js") + beside("interactive.js")
 
 
 Line = tuple[str, str]

@@ -10,8 +10,8 @@ from hashlib import sha256
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from sae_mlflow.plots.interactive import SCRIPT
-from sae_mlflow.plots.page_shell import Around, beside, content_policy, filled_shell
+from sae_mlflow.plots.interactive import curves_script
+from sae_mlflow.plots.page_shell import Around, content_policy, filled_shell
 from sae_mlflow.plots.pages import web_address
 from sae_mlflow.watching.curves import Curves, short_name
 from sae_mlflow.watching.state import LayerState, TrainingState
@@ -140,7 +140,7 @@ def _page(content: Mapping[str, Any], heading: str) -> Answer:
         for name in names
     )
     around = Around(above, style, script, _OWN_REQUESTS)
-    curves = beside(SCRIPT)
+    curves = curves_script()
     html = filled_shell(content, heading, curves, around)
     policy = content_policy(curves, around) + _UNFRAMED
     return Answer(html.encode(errors="replace"), "text/html; charset=utf-8", policy)
