@@ -2,7 +2,6 @@
   let page = JSON.parse(find("data").textContent);
   const hidden = new Set(); // places in page.curves
   const FEW_EPOCHS = 30; // with more, markers would be a thick line
-  const LEAST_SPAN = 0.05; // of the values: what is steadier than that is drawn as steady
   const BUTTONS = ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d"];
   const NO_METRIC = { key: "", title: "Metrics", axis: "", said: [], said_log: [] };
   let drawings = 0;
@@ -88,19 +87,6 @@
     });
   }
 
-  // the range of the values' axis: a steady curve is drawn as steady, not as noise
-  function valueRange(drawn, log) {
-    let values = drawn.flatMap((trace) => trace.y).filter((v) => v !== null && (!log || v > 0));
-    if (!values.length) return null;
-    if (!log && values.every((v) => v === 0)) return [-0.06, 1];
-    if (log) values = values.map(Math.log10);
-    const low = values.reduce((a, b) => Math.min(a, b));
-    const high = values.reduce((a, b) => Math.max(a, b));
-    const least = log ? LEAST_SPAN : LEAST_SPAN * Math.max(Math.abs(low), Math.abs(high));
-    const pad = 0.07 * (high - low) + Math.max(0, least - (high - low)) / 2;
-    return [low - pad, high + pad];
-  }
-
   function title(text) {
     return { text: plain(text), font: { size: 13 } };
   }
@@ -117,7 +103,7 @@
   }
 
   function layout(metric, drawn, log) {
-    const range = valueRange(drawn, log);
+    const range = valueRange(drawn.flatMap((trace) => trace.y), log);
     const epochs = epochAxis(drawn);
     const [x, y] = view && view.of === axes() ? view.ranges : [epochs.range, range || [0, 1]];
     const grid = { gridcolor: "#e3e3e3", linecolor: "#b0b0b0", zeroline: false };

@@ -14,10 +14,9 @@ from sae_mlflow.plots.frames import by_epoch, over_seeds
 from sae_mlflow.plots.layer_key import LayerKey
 from sae_mlflow.plots.notes import hidden, incomplete, with_seeds
 from sae_mlflow.plots.numbers import ranges
-from sae_mlflow.plots.page_shell import beside, dashes, filled_shell, rounded
+from sae_mlflow.plots.page_shell import beside, dashes, filled_shell, rounded, write_html
 from sae_mlflow.plots.pages import Page, RunLink
 from sae_mlflow.plots.value_axis import zero_text
-from sae_mlflow.whole_file import whole_file
 
 
 def write_page(page: Page) -> Path:
@@ -27,9 +26,7 @@ def write_page(page: Page) -> Path:
         UserError: the file can't be written.
     """
     (file,) = page.files
-    with whole_file(file) as temporary:
-        temporary.write_text(page_html(page), encoding="utf-8", newline="\n")
-    return file
+    return write_html(page_html(page), file)
 
 
 def page_html(page: Page) -> str:

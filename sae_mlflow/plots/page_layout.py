@@ -140,6 +140,13 @@ def _grid(
     return list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=places).ravel())
 
 
+def comparison_title(style: Style, title: tuple[str, str]) -> tuple[str, Mapping[str, str]]:
+    """For `new_page`: what stands for the model, and what is compared."""
+    model, subject = title
+    values = {"model": model, "metric": subject, "layer": "", "setting": ""}
+    return style.titles.comparison, values
+
+
 def title_lines(template: str, values: Mapping[str, str], room: float, style: Style) -> list[str]:
     """A title in four lines at most; of a long model name the middle is left out."""
     size = style.points("title")
@@ -178,3 +185,11 @@ def _write_head(
         va="top",
         color=style.colours.faint,
     )
+
+
+def size_of(axes: Axes) -> tuple[float, float]:
+    """Inches across and high."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    width, height = figure.get_size_inches() * axes.get_position().size
+    return float(width), float(height)

@@ -59,3 +59,18 @@ function runLine(run) {
   }
   return line;
 }
+
+const LEAST_SPAN = 0.05; // of the values: what is steadier than that is drawn as steady
+
+// the range of a values' axis: a steady line is drawn as steady, not as noise
+function valueRange(values, log) {
+  let there = values.filter((v) => v !== null && (!log || v > 0));
+  if (!there.length) return null;
+  if (!log && there.every((v) => v === 0)) return [-0.06, 1];
+  if (log) there = there.map(Math.log10);
+  const low = there.reduce((a, b) => Math.min(a, b));
+  const high = there.reduce((a, b) => Math.max(a, b));
+  const least = log ? LEAST_SPAN : LEAST_SPAN * Math.max(Math.abs(low), Math.abs(high));
+  const pad = 0.07 * (high - low) + Math.max(0, least - (high - low)) / 2;
+  return [low - pad, high + pad];
+}

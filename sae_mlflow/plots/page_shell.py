@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import resources
+from pathlib import Path
 from string import Template
 from typing import Any
 
 from sae_mlflow.plots.style_values import Dash
+from sae_mlflow.whole_file import whole_file
 
 _DIGITS = 6  # of a value in the page; the store has them all
 _DASH_SCALE = 2.0  # pixels for the width that dashes are measured in
@@ -58,6 +60,17 @@ def filled_shell(
         script=script,
         below=f"<script>{around.script}</script>\n" if around.script else "",
     )
+
+
+def write_html(html: str, file: Path) -> Path:
+    """Write a page's one file; it is there whole, or not at all.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    with whole_file(file) as temporary:
+        temporary.write_text(html, encoding="utf-8", newline="\n")
+    return file
 
 
 def content_policy(script: str, around: Around) -> str:

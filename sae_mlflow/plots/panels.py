@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from sae_mlflow.plots.curve import Curve, smoothed, without_number
 from sae_mlflow.plots.numbers import number_text, ranges, whole_ticks
-from sae_mlflow.plots.page_layout import Rooms
+from sae_mlflow.plots.page_layout import Rooms, size_of
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.text_size import broken, in_two, inches
 from sae_mlflow.plots.value_axis import TINY, draw_value_axis, not_shown
@@ -35,7 +35,7 @@ def draw_panel(
         title: the panel's; without one the metric is named at its axis.
     """
     axes.set_title(title, loc="center", x=0, ha="left")  # what get_title() finds
-    axes.set_ylabel("\n".join(label_lines(style, metric, bool(title), _inches(axes)[1])))
+    axes.set_ylabel("\n".join(label_lines(style, metric, bool(title), size_of(axes)[1])))
     log = style.metric(metric).log and any((c.finite["mean"] > 0).any() for c in curves)
     for curve in curves:
         _draw(axes, style, curve, len(curves), len(epochs), log)
@@ -64,7 +64,7 @@ def place_axis_labels(style: Style, panels: Sequence[Axes]) -> None:
     for axes in panels:
         if style.sizes.page_width is not None:
             _widen_to_the_left(axes, room - reach)
-        width, height = _inches(axes)
+        width, height = size_of(axes)
         axes.yaxis.set_label_coords(-reach / width, 0.5)
         axes.xaxis.set_label_coords(0.5, -(0.29 * size / 9 + style.tick_length) / height)
 
@@ -141,7 +141,7 @@ def _epoch_axis(axes: Axes, style: Style, epochs: Sequence[int]) -> None:
     axes.set_xlim(first - pad, last + pad)
     size = style.points("tick")
     room = inches(f"{last:,}", size) + 0.2 * size / 9
-    most = max(2, min(_ALL_TICKS, int(_inches(axes)[0] / room)))
+    most = max(2, min(_ALL_TICKS, int(size_of(axes)[0] / room)))
     axes.xaxis.set_major_locator(FixedLocator(whole_ticks(first, last, most)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda epoch, _: f"{epoch:,.0f}"))
     axes.set_xlabel("epoch")
@@ -152,16 +152,9 @@ def _name_gaps(axes: Axes, style: Style, metric: str, curve: Curve, epochs: Sequ
     reasons = {"no number": without_number(curve, epochs), **not_shown(curve, style.metric(metric))}
     gaps = [f"{reason} at {ranges(missing)}" for reason, missing in reasons.items() if missing]
     if gaps:
-        size, room = style.points("label"), _inches(axes)[0] + 0.5
+        size, room = style.points("label"), size_of(axes)[0] + 0.5
         lines = broken(f"epoch ({'; '.join(gaps)})", room, size, most=2)
         axes.set_xlabel("\n".join(lines))
-
-
-def _inches(axes: Axes) -> tuple[float, float]:
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    width, height = figure.get_size_inches() * axes.get_position().size
-    return float(width), float(height)
 
 
 def _value_texts(axes: Axes) -> list[str]:

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator
 from sae_mlflow.errors import known
 from sae_mlflow.plots.compare.legends import category_looks, draw_legend, handles, legend_room
 from sae_mlflow.plots.compare.tables import layers_of, over_seeds_of
-from sae_mlflow.plots.page_layout import Page, Rooms, new_page
+from sae_mlflow.plots.page_layout import Page, Rooms, comparison_title, new_page, size_of
 from sae_mlflow.plots.panels import label_lines, place_axis_labels
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.style_values import Dash
@@ -92,10 +92,7 @@ def _page(
         -(-len(metrics) // columns),
         columns,
         panel,
-        (
-            style.titles.comparison,
-            {"model": title[0], "metric": title[1], "layer": "", "setting": ""},
-        ),
+        comparison_title(style, title),
         notes,
         label_lines=lines,
         right=Rooms(style, lines).right + room,
@@ -112,7 +109,7 @@ def _draw(
 ) -> None:
     width = style.lines.width * style.factor
     axes.set_title(style.metric(metric).label, loc="center", x=0, ha="left")
-    axes.set_ylabel("\n".join(label_lines(style, metric, True, _inches(axes)[1])))
+    axes.set_ylabel("\n".join(label_lines(style, metric, True, size_of(axes)[1])))
     edges: list[float] = []
     for name, ends in lines.items():
         colour, dash = looks[name]
@@ -143,7 +140,7 @@ def _layer_axis(axes: Axes, style: Style, layers: Sequence[str]) -> None:
     names = [layer.removeprefix("layer") for layer in layers]
     size = style.points("tick")
     longest = max(inches(name, size) for name in names) + 0.12 * size / 9
-    most = max(2, int(_inches(axes)[0] / longest))
+    most = max(2, int(size_of(axes)[0] / longest))
     step = -(-len(names) // most)
     places = range(0, len(names), step)
     axes.set_xlim(-0.5, len(names) - 0.5)
@@ -166,10 +163,3 @@ def absent(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
     """The layers of which a metric isn't known."""
     without = {m: dict.fromkeys(ends.loc[ends[m].isna(), "layer"]) for m in metrics}
     return "; ".join(f"No {m}: {known(layers, 3)}" for m, layers in without.items() if layers)
-
-
-def _inches(axes: Axes) -> tuple[float, float]:
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    width, height = figure.get_size_inches() * axes.get_position().size
-    return float(width), float(height)

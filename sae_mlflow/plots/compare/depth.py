@@ -7,7 +7,7 @@ from matplotlib.ticker import FixedLocator
 
 from sae_mlflow.plots.compare.legends import category_looks, draw_legend, handles, legend_room
 from sae_mlflow.plots.compare.tables import over_seeds_of
-from sae_mlflow.plots.page_layout import Rooms, new_page
+from sae_mlflow.plots.page_layout import Rooms, comparison_title, new_page
 from sae_mlflow.plots.panels import label_lines, place_axis_labels
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.value_axis import fit_values
@@ -31,10 +31,7 @@ def by_depth(
             1,
             1,
             panel,
-            (
-                style.titles.comparison,
-                {"model": title[0], "metric": title[1], "layer": "", "setting": ""},
-            ),
+            comparison_title(style, title),
             [note],
             label_lines=words,
             right=Rooms(style, words).right + room,

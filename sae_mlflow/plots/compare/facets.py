@@ -11,7 +11,7 @@ from sae_mlflow.plots.compare.legends import category_looks, draw_legend, handle
 from sae_mlflow.plots.compare.tables import layers_of
 from sae_mlflow.plots.curve import Curve
 from sae_mlflow.plots.frames import over_seeds
-from sae_mlflow.plots.page_layout import Page, Rooms, new_page
+from sae_mlflow.plots.page_layout import Page, Rooms, comparison_title, new_page
 from sae_mlflow.plots.panels import draw_panel, label_lines, place_axis_labels
 from sae_mlflow.plots.style import Style
 
@@ -80,14 +80,11 @@ def _page(
         rows,
         columns,
         panel,
-        (style.titles.comparison, {"model": title[0], "metric": title[1], **_NO_LAYER}),
+        comparison_title(style, title),
         notes,
         label_lines=lines,
         right=Rooms(style, lines).right + room,
     )
-
-
-_NO_LAYER = {"layer": "", "setting": ""}
 
 
 def _notes(rows: pd.DataFrame, note: str, layers: Sequence[str], shown: Sequence[str]) -> list[str]:

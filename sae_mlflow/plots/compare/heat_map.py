@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from sae_mlflow.plots.compare.tables import layers_of
 from sae_mlflow.plots.frames import over_seeds
 from sae_mlflow.plots.numbers import whole_ticks
-from sae_mlflow.plots.page_layout import Rooms, new_page
+from sae_mlflow.plots.page_layout import Rooms, comparison_title, new_page
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.text_size import inches
 from sae_mlflow.plots.value_axis import ValueTicks
@@ -41,10 +41,7 @@ def heat_map(
             1,
             1,
             (width, max(2.2, min(0.19 * len(layers) * size / 9, 9.0))),
-            (
-                style.titles.comparison,
-                {"model": title[0], "metric": title[1], "layer": "", "setting": ""},
-            ),
+            comparison_title(style, title),
             [" · ".join(filter(None, (note, gaps)))],
             right=Rooms(style).right + beside,
         )

@@ -2,7 +2,6 @@
   const page = JSON.parse(find("data").textContent);
   const hidden = new Set(); // places in page.entries
   const FEW_POINTS = 30; // with more, markers would be a thick line
-  const LEAST_SPAN = 0.05; // of the values: what is steadier than that is drawn as steady
   const LEFT = 74, RIGHT = 18, TOP = 34, BOTTOM = 52; // pixels around all panels
   const GRID = "#e3e3e3", INK = "#222";
   const SYMBOLS = {
@@ -140,19 +139,6 @@
       for (const _ of drawn) owners.push(trace);
       return drawn;
     });
-  }
-
-  // the range of a values' axis: a steady line is drawn as steady, not as noise
-  function valueRange(values, log) {
-    let there = values.filter((v) => v !== null && (!log || v > 0));
-    if (!there.length) return null;
-    if (!log && there.every((v) => v === 0)) return [-0.06, 1];
-    if (log) there = there.map(Math.log10);
-    const low = there.reduce((a, b) => Math.min(a, b));
-    const high = there.reduce((a, b) => Math.max(a, b));
-    const least = log ? LEAST_SPAN : LEAST_SPAN * Math.max(Math.abs(low), Math.abs(high));
-    const pad = 0.07 * (high - low) + Math.max(0, least - (high - low)) / 2;
-    return [low - pad, high + pad];
   }
 
   function valuesIn(panel) {

@@ -22,9 +22,8 @@ from sae_mlflow.plots.compare.page_views import (
 )
 from sae_mlflow.plots.compare.pages import ComparisonPage
 from sae_mlflow.plots.compare.pareto import FRONTIER, looks_of, points
-from sae_mlflow.plots.page_shell import Around, beside, filled_shell
+from sae_mlflow.plots.page_shell import Around, beside, filled_shell, write_html
 from sae_mlflow.plots.pictures import Picture
-from sae_mlflow.whole_file import whole_file
 
 SYMBOLS = {
     "o": "circle",
@@ -48,9 +47,7 @@ def write_comparison(page: ComparisonPage) -> Path:
         UserError: the file can't be written.
     """
     (file,) = page.files
-    with whole_file(file) as temporary:
-        temporary.write_text(comparison_html(page), encoding="utf-8", newline="\n")
-    return file
+    return write_html(comparison_html(page), file)
 
 
 def comparison_html(page: ComparisonPage) -> str:

@@ -14,11 +14,11 @@ from sae_mlflow.errors import known
 from sae_mlflow.plots.compare.legends import draw_legend, handle, legend_room
 from sae_mlflow.plots.compare.tables import layers_of
 from sae_mlflow.plots.numbers import number_text
-from sae_mlflow.plots.page_layout import Rooms, new_page
+from sae_mlflow.plots.page_layout import Rooms, comparison_title, new_page
 from sae_mlflow.plots.panels import place_axis_labels
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.text_size import in_two
-from sae_mlflow.plots.value_axis import ValueTicks
+from sae_mlflow.plots.value_axis import fit_values
 
 MARKERS = "osD^vP*X<>"
 FRONTIER = "not beaten by any"
@@ -80,7 +80,7 @@ def pareto(ends: pd.DataFrame, title: tuple[str, str], note: str, style: Style) 
             len(drawn) // columns,
             columns,
             (width, 1.15 * height),
-            (style.titles.comparison, {"model": title[0], "metric": title[1], **_NOTHING}),
+            comparison_title(style, title),
             [note, left_out(table, drawn, looks)],
             label_lines=lines,
             right=Rooms(style).right + room,
@@ -102,9 +102,6 @@ def looks_of(table: pd.DataFrame, style: Style) -> Looks:
         {tuple(kind): style.colour(i) for i, kind in enumerate(kinds)},
         {layer: MARKERS[i] for i, layer in enumerate(told_apart)},
     )
-
-
-_NOTHING = {"layer": "", "setting": ""}
 
 
 def _draw(axes: Axes, style: Style, table: pd.DataFrame, name: str, looks: Looks) -> None:
@@ -134,7 +131,7 @@ def _draw(axes: Axes, style: Style, table: pd.DataFrame, name: str, looks: Looks
         zorder=1,
     )
     _l0_axis(axes, style, there["l0"])
-    _pad_values(axes, there[name])
+    fit_values(axes, there[name].to_numpy(dtype=float))
 
 
 def _l0_axis(axes: Axes, style: Style, values: pd.Series) -> None:
@@ -149,13 +146,6 @@ def _l0_axis(axes: Axes, style: Style, values: pd.Series) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: number_text(value, 3))
     axes.set_xlabel("L0, active latents per token (log scale)")
-
-
-def _pad_values(axes: Axes, values: pd.Series) -> None:
-    low, high = float(values.min()), float(values.max())
-    pad = max(0.07 * (high - low), 0.025 * max(abs(low), abs(high)), 1e-9)
-    axes.set_ylim(low - pad, high + pad)
-    axes.yaxis.set_major_formatter(ValueTicks())
 
 
 def _entries(style: Style, looks: Looks) -> list[Line2D]:

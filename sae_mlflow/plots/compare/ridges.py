@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from sae_mlflow.plots.compare.facets import spread
-from sae_mlflow.plots.page_layout import Page, Rooms, new_page
+from sae_mlflow.plots.page_layout import Page, Rooms, comparison_title, new_page
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.text_size import inches
 
@@ -59,10 +59,7 @@ def _page(style: Style, labels: list[str], title: tuple[str, str], notes: list[s
         1,
         1,
         (width, height),
-        (
-            style.titles.comparison,
-            {"model": title[0], "metric": title[1], "layer": "", "setting": ""},
-        ),
+        comparison_title(style, title),
         notes,
         right=Rooms(style).right + beside,
     )
