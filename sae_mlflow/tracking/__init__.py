@@ -1,4 +1,5 @@
 """The tracking store. Nothing outside this folder imports `mlflow`.
 
-`store` finds and opens runs, `open_run` is one that is written to, `registry` registers its SAE.
+`store` finds, opens and writes runs over what `reader` reads, `open_run` is one that is written to,
+`registry` registers its SAE.
 """

@@ -1,127 +1,33 @@
-"""The tracking store: experiments, runs, artifacts and queries.
+"""The tracking store: `StoreReader`, and what is written to it.
 
 Every call names its run: MLflow's global active run is never used, so several runs can be open.
 """
 
 import logging
 import os
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import mlflow
-from alembic.util.exc import CommandError
-from mlflow.entities import LifecycleStage, Run
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import (
-    INVALID_PARAMETER_VALUE,
-    RESOURCE_DOES_NOT_EXIST,
-    ErrorCode,
-)
-from mlflow.tracking import MlflowClient
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import mlflow_tags
-from mlflow.utils.uri import is_models_uri
 from PIL import Image
-from sqlalchemy.exc import SQLAlchemyError
 
-from sae_mlflow.errors import OutOfReach, UserError, known
-from sae_mlflow.naming import PLOTS_FOLDER, ui_page
-from sae_mlflow.tracking.contents import ROLE_COMPARISON, ROLE_LAYER, ROLE_SWEEP, RunRow
-from sae_mlflow.tracking.models import Models
+from sae_mlflow.errors import UserError
+from sae_mlflow.naming import PLOTS_FOLDER
+from sae_mlflow.tracking.contents import ROLE_COMPARISON
 from sae_mlflow.tracking.open_run import OpenRun
-from sae_mlflow.tracking.reach import check_reachable, hide_password, hide_password_in
+from sae_mlflow.tracking.reader import StoreReader
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # a new SQLite store tells 40 migrations
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would cut ours in two
 
 
-class Store:
-    """The tracking store at `uri`, or where MLflow's own settings say.
-
-    Raises:
-        UserError: the store can't be reached or opened; said within seconds, where MLflow's own
-            client would retry for minutes.
-    """
-
-    def __init__(self, uri: str | None = None) -> None:
-        self.uri: str = uri or mlflow.get_tracking_uri()
-        check_reachable(self.uri)
-        try:
-            self._client = MlflowClient(tracking_uri=self.uri)
-            self._client.search_experiments(max_results=1)
-        except (MlflowException, SQLAlchemyError, CommandError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"The tracking store {self.shown_uri} can't be opened: {first}"
-            ) from None
-        self.models = Models(self._client)
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """For a reader that asks again: what goes wrong within is an OutOfReach.
-
-        A run that has gone is none: its error is MLflow's own.
-        """
-        check_reachable(self.uri)
-        try:
-            yield
-        except (MlflowException, SQLAlchemyError) as error:
-            if getattr(error, "error_code", "") == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                raise
-            first = str(error).strip().splitlines()[0]
-            raise OutOfReach(
-                f"The tracking store {self.shown_uri} doesn't answer: "
-                f"{hide_password_in(first, self.uri)}"
-            ) from None
-
-    # -- where things are -------------------------------------------------------------------
-
-    @property
-    def shown_uri(self) -> str:
-        """Its address without a password."""
-        return hide_password(self.uri)
-
-    def address(self, experiment_id: str, run_id: str | None = None) -> str:
-        """The page of a run, or of an experiment's runs, in the MLflow UI."""
-        web = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
-        return f"{web.rstrip('/')}/{ui_page(experiment_id, run_id)}"
-
-    def next_steps(self, experiment: str, experiment_id: str) -> list[str]:
-        """Where the runs are, and the two commands that open them."""
-        shown = self.shown_uri
-        is_default = self.uri == mlflow.get_tracking_uri()
-        if self.uri.startswith("http"):
-            ui = f"open {self.address(experiment_id)}"
-        else:
-            where = "" if is_default else f" --backend-store-uri {shown}"
-            ui = f"mlflow ui{where}   then open {self.address(experiment_id)}"
-        where = "" if is_default else f" --tracking-uri {shown}"
-        name = shlex.quote(experiment)
-        return [
-            f"Store: {shown}, experiment {experiment}",
-            f"  {ui}",
-            f"  python -m sae_mlflow.plot --experiment {name}{where}",
-        ]
-
-    def download(self, artifact_uri: str, into: Path) -> Path:
-        """Copy an artifact (`runs:/ID/sae`) or a registered model (`models:/NAME@ALIAS`) into a
-        folder; returns the copy."""
-        try:
-            place = self.models.place(artifact_uri) if is_models_uri(artifact_uri) else artifact_uri
-            found = mlflow.artifacts.download_artifacts(
-                place, dst_path=str(into), tracking_uri=self.uri
-            )
-        except (MlflowException, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"{artifact_uri} can't be read from {self.shown_uri}: {reason}"
-            ) from None
-        return Path(found)
-
-    # -- writing ----------------------------------------------------------------------------
+class Store(StoreReader):
+    """A store that is written to as well."""
 
     def experiment_id(self, name: str) -> str:
         """The experiment of that name, made where there is none."""
@@ -212,130 +118,3 @@ class Store:
         with Image.open(file) as image:
             for step in steps:
                 self._client.log_image(run_id, image, key=key, step=step, synchronous=True)
-
-    # -- queries ----------------------------------------------------------------------------
-
-    def find_experiment(self, name: str) -> str:
-        """The id of an experiment that has to be there.
-
-        Raises:
-            UserError: it isn't; the names that there are stand in the message.
-        """
-        found = self._client.get_experiment_by_name(name)
-        if found is None or found.lifecycle_stage == "deleted":
-            names = sorted(e.name for e in self._client.search_experiments())
-            raise UserError(
-                f"No experiment {name!r} in {self.shown_uri}. There are: {known(names)}. "
-                "Name one of them, or point --tracking-uri at the right store."
-            )
-        return found.experiment_id
-
-    def layer_runs(
-        self,
-        experiment_id: str,
-        *,
-        parent_id: str | None = None,
-        finished: bool = True,
-        also: str | None = None,
-    ) -> list[RunRow]:
-        """The SAE trainings of an experiment, newest first.
-
-        Args:
-            also: a condition in MLflow's own filter language.
-
-        Raises:
-            UserError: MLflow doesn't take the condition.
-        """
-        where = f"tags.`sae.role` = '{ROLE_LAYER}'"
-        if finished:
-            where += " and attributes.status = 'FINISHED'"
-        if parent_id:
-            where += f" and tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{parent_id}'"
-        if not also:
-            return list(self._search(experiment_id, where))
-        try:
-            return list(self._search(experiment_id, f"{where} and {also}"))
-        except MlflowException as error:
-            if error.error_code != ErrorCode.Name(INVALID_PARAMETER_VALUE):
-                raise
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"--filter {also!r} isn't one of MLflow's: {reason} Write it as "
-                "\"params.`sae.k` = '32' and metrics.val_fvu < 0.1\"."
-            ) from None
-
-    def parent_runs(self, experiment_id: str, running: bool) -> list[RunRow]:
-        """The trainings of an experiment, newest first; those under way, or all of them."""
-        where = f"tags.`sae.role` = '{ROLE_SWEEP}'"
-        if running:
-            where += " and attributes.status = 'RUNNING'"
-        return list(self._search(experiment_id, where))
-
-    def run(self, run_id: str) -> RunRow:
-        return _row(self._client.get_run(run_id))
-
-    def find_run(self, run_id: str) -> RunRow:
-        """A run that a user named.
-
-        Raises:
-            UserError: it isn't in the store, or was deleted.
-        """
-        try:
-            run = self._client.get_run(run_id)
-        except MlflowException:
-            run = None
-        if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
-            raise UserError(
-                f"No run {run_id!r} in {self.shown_uri}. Give the whole id, as the run's "
-                "page shows it, or point --tracking-uri at the right store."
-            )
-        return _row(run)
-
-    def data_set_digest(self, run_id: str) -> str | None:
-        """The digest of `OpenRun.log_data_set`; None where a run has no data set."""
-        inputs = self._client.get_run(run_id).inputs
-        data_sets = inputs.dataset_inputs if inputs else []
-        return data_sets[0].dataset.digest if data_sets else None
-
-    def history(self, run_id: str, metrics: Sequence[str]) -> Iterator[tuple[str, int, float]]:
-        """A run's `(metric, step, value)`, by metric and step; of a step logged twice, the last."""
-        for key in metrics:
-            entries = self._client.get_metric_history(run_id, key)
-            entries.sort(key=lambda entry: (entry.step, entry.timestamp))
-            yield from ((key, s, v) for s, v in {e.step: e.value for e in entries}.items())
-
-    def timed_history(self, run_id: str, metric: str) -> list[tuple[int, float, int]]:
-        """A metric's steps and values, each with when it was logged, in milliseconds since 1970."""
-        entries = self._client.get_metric_history(run_id, metric)
-        entries.sort(key=lambda entry: (entry.step, entry.timestamp))
-        last = {entry.step: (entry.step, entry.value, entry.timestamp) for entry in entries}
-        return list(last.values())
-
-    def _search(self, experiment_id: str, where: str) -> Iterator[RunRow]:
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [experiment_id],
-                where,
-                max_results=1000,
-                order_by=["attributes.start_time DESC"],
-                page_token=token,
-            )
-            yield from map(_row, page)
-            token = page.token
-            if not token:
-                return
-
-
-def _row(run: Run) -> RunRow:
-    return RunRow(
-        run_id=run.info.run_id,
-        name=run.info.run_name or "",
-        experiment_id=run.info.experiment_id,
-        parent_id=run.data.tags.get(mlflow_tags.MLFLOW_PARENT_RUN_ID),
-        status=run.info.status,
-        start_time=run.info.start_time or 0,
-        params=run.data.params,
-        metrics=run.data.metrics,
-        tags=run.data.tags,
-    )
