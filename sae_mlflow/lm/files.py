@@ -11,6 +11,7 @@ from pathlib import Path
 from sae_mlflow import assets
 from sae_mlflow.config import EMBEDDED_MODEL, ModelSettings
 from sae_mlflow.errors import UserError
+from sae_mlflow.folders import cache_folder, make_folder
 from sae_mlflow.lm import embedded
 
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
@@ -147,7 +148,7 @@ def weights_hash(model: ModelSettings) -> str:
 
 def _hashes(folder: Path) -> Iterator[tuple[str, str]]:
     """Name and sha256 of each file that decides what the model computes."""
-    memo_file = assets.make_folder(assets.cache_folder()) / "weights_hashes.json"
+    memo_file = make_folder(cache_folder()) / "weights_hashes.json"
     memo = _read_memo(memo_file)
     before = dict(memo)
     for file in folder.iterdir():

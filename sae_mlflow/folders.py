@@ -1,0 +1,49 @@
+"""Where the user's files are kept: what can be made again in the cache, what can't in the state."""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from sae_mlflow.errors import UserError
+
+CACHE_VARIABLE = "SAE_MLFLOW_CACHE"
+STATE_VARIABLE = "SAE_MLFLOW_STATE"
+
+
+def cache_folder() -> Path:
+    """Models, texts and activations; `SAE_MLFLOW_CACHE` says otherwise."""
+    return _named_by(CACHE_VARIABLE) or Path(
+        platformdirs.user_cache_dir("sae-mlflow", appauthor=False)
+    )
+
+
+def state_folder() -> Path:
+    """Checkpoints, and what a store hasn't been told yet; `SAE_MLFLOW_STATE` says otherwise."""
+    return _named_by(STATE_VARIABLE) or Path(
+        platformdirs.user_state_dir("sae-mlflow", appauthor=False)
+    )
+
+
+def make_folder(folder: Path, variable: str = CACHE_VARIABLE) -> Path:
+    """A folder of ours, made where it isn't there.
+
+    Args:
+        variable: what moves it elsewhere, for the message.
+
+    Raises:
+        UserError: it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} can't be made: {error.strerror}. "
+            f"Point {variable} at a folder that can be written."
+        ) from None
+    return folder
+
+
+def _named_by(variable: str) -> Path | None:
+    named = os.environ.get(variable)
+    return Path(named).expanduser().absolute() if named else None
