@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from mlflow.tracking import MlflowClient
 from plot_store import add_layer, add_parent, filled_store, history, new_experiment
 from readable import assert_readable
@@ -21,6 +22,7 @@ from sae_mlflow.plots.compare.plan import Compared, comparisons
 from sae_mlflow.plots.compare.tables import ends_table, over_seeds_of, run_labels
 from sae_mlflow.plots.runs import draw_experiments
 from sae_mlflow.plots.style import load_style
+from sae_mlflow.plots.value_axis import fit_values
 
 STYLES = ["default", "paper", "dark", "talk"]
 
@@ -144,6 +146,15 @@ def test_pareto_points_are_held_out_where_there_are_held_out_values():
     assert got["missed_variance"].tolist() == pytest.approx([0.5, 0.6, 0.8])
     assert got["missed_ce_loss"].iloc[0] == pytest.approx(0.1)
     assert got["missed_ce_loss"].iloc[1:].isna().all(), "a mean with a missing value is none"
+
+
+def test_values_that_are_all_0_have_0_as_their_only_tick():
+    """And not an axis of millionths."""
+    axes = Figure().subplots()
+    fit_values(axes, np.zeros(3), above_zero=True)
+    low, high = axes.get_ylim()
+    assert [tick for tick in axes.get_yticks() if low <= tick <= high] == [0]
+    assert high - low > 0.5
 
 
 # -- which pictures ---------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from sae_mlflow.plots.style_parts import MetricStyle
 from sae_mlflow.plots.text_size import broken
 
 _LEAST_SPAN = 0.05  # of the values: what is steadier than that is drawn as steady, not as noise
+_ZERO_RANGE = (-0.06, 1.0)  # where every value is 0, which is the only tick
 TINY = 1e-300  # no log axis goes below it
 
 NOT_ON_LOG, OFF_THE_AXIS = "0 or less, not on a log axis,", "off the axis"
@@ -42,7 +43,7 @@ def draw_value_axis(axes: Axes, style: Style, metric: str, curves: Sequence[Curv
         axes.set_ylim(0, 1)
         _only_words(axes, style, f"no numbers for {metric}", [])
     elif not values.any():
-        axes.set_ylim(-0.06, 1)
+        axes.set_ylim(*_ZERO_RANGE)
         _only_words(axes, style, zero_text(metric), [0])
     elif look.log and not (values > 0).any():
         axes.set_ylim(0, 1)
@@ -165,11 +166,21 @@ def _only_words(axes: Axes, style: Style, text: str, ticks: list[float]) -> None
     )
 
 
-def fit_values(axes: Axes, values: "np.ndarray") -> None:
-    """A linear axis around the finite values; steady ones don't look like noise."""
-    finite = values[np.isfinite(values)]
-    if finite.size:
-        low, high = float(finite.min()), float(finite.max())
-        pad = max(0.07 * (high - low), _LEAST_SPAN / 2 * max(abs(low), abs(high)), 1e-9)
-        axes.set_ylim(low - pad, high + pad)
+def fit_values(axes: Axes, values: np.ndarray, above_zero: bool = False) -> None:
+    """A linear axis around the finite values; steady ones don't look like noise.
+
+    Args:
+        above_zero: values that are never negative don't have the axis go far below 0.
+    """
     axes.yaxis.set_major_formatter(ValueTicks())
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return
+    if not finite.any():
+        axes.set_ylim(*_ZERO_RANGE)
+        axes.yaxis.set_major_locator(FixedLocator([0]))
+        return
+    low, high = float(finite.min()), float(finite.max())
+    pad = max(0.07 * (high - low), _LEAST_SPAN / 2 * max(abs(low), abs(high)))
+    lowest = max(low - pad, -0.06 * high) if above_zero and low >= 0 else low - pad
+    axes.set_ylim(lowest, high + pad)

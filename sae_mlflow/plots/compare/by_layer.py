@@ -16,7 +16,7 @@ from sae_mlflow.plots.panels import label_lines, place_axis_labels
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.style_values import Dash
 from sae_mlflow.plots.text_size import inches
-from sae_mlflow.plots.value_axis import ValueTicks
+from sae_mlflow.plots.value_axis import fit_values
 
 FINAL_METRICS = (
     ("val_fvu", "fvu"),
@@ -132,7 +132,7 @@ def _draw(
             axes.fill_between(at[order], low, high, color=colour, alpha=0.18, linewidth=0)
         edges += [*low, *high]
     _layer_axis(axes, style, layers)
-    _value_range(axes, [edge for edge in edges if np.isfinite(edge)])
+    fit_values(axes, np.array(edges), above_zero=True)
 
 
 def _layer_axis(axes: Axes, style: Style, layers: Sequence[str]) -> None:
@@ -147,16 +147,6 @@ def _layer_axis(axes: Axes, style: Style, layers: Sequence[str]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(list(places)))
     axes.xaxis.set_major_formatter(lambda at, _: names[int(at)] if 0 <= at < len(names) else "")
     axes.set_xlabel("layer")
-
-
-def _value_range(axes: Axes, values: Sequence[float]) -> None:
-    if values:
-        low, high = min(values), max(values)
-        pad = max(0.07 * (high - low), 0.025 * max(abs(low), abs(high)), 1e-6)
-        axes.set_ylim(
-            max(low - pad, -0.06 * max(high, 1e-6)) if low >= 0 else low - pad, high + pad
-        )
-    axes.yaxis.set_major_formatter(ValueTicks())
 
 
 def absent(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
