@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from sae_mlflow.sae import kernels
-from sae_mlflow.sae.select import Rule
+from sae_mlflow.sae.select import Picked, Rule
 from sae_mlflow.sae.support import DenseSupport, Support
 from sae_mlflow.sae.tiled_support import sparse_support
 
@@ -58,7 +58,7 @@ def encode(
         pre_acts = rule.masked(torch.addmm(b_enc, inputs, W_enc))
         return pre_acts, DenseSupport(*pre_acts.shape)
     with torch.no_grad():
-        values, latents, starts = rule.pick(lambda: _chunks(centred, W_enc, b_enc))
+        values, latents, starts = _picked(centred, W_enc, b_enc, rule)
         values = values.to(W_enc.dtype)  # under autocast the product is narrower
         values, support = sparse_support(values, latents, starts, W_enc.shape[1], silent_up_to)
     return _Kept.apply(values, centred, x, W_enc, b_enc, centre, support), support
@@ -84,18 +84,26 @@ def reconstruct(
     return recon.detach(), mse_loss(recon, y)
 
 
-def _chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]:
+def _picked(centred: Tensor, W_enc: Tensor, b_enc: Tensor, rule: Rule) -> Picked:
+    """What the rule keeps; where it is compiled it adds the biases, too."""
+    if kernels.compiled(W_enc) and not torch.is_autocast_enabled(centred.device.type):
+        return rule.pick(lambda: _chunks(centred, W_enc, None), b_enc)
+    return rule.pick(lambda: _chunks(centred, W_enc, b_enc))
+
+
+def _chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> Iterator[Tensor]:
     """Each is made in the place of the one before, unless autocast makes it narrower."""
     wanted = max(CHUNK_ELEMENTS // W_enc.shape[1], MIN_CHUNK_ROWS)
     rows = math.ceil(len(centred) / max(round(len(centred) / wanted), 1))
-    if torch.is_autocast_enabled(centred.device.type):
+    if b_enc is not None and torch.is_autocast_enabled(centred.device.type):
         for part in centred.split(max(rows, 1)):
             yield torch.addmm(b_enc, part, W_enc)
         return
     buffer = centred.new_empty(rows, W_enc.shape[1])
     for part in centred.split(max(rows, 1)):
         # `addmm` would write the biases first and read them again: 5% more at 384 x 3,072
-        yield torch.mm(part, W_enc, out=buffer[: len(part)]).add_(b_enc)
+        product = torch.mm(part, W_enc, out=buffer[: len(part)])
+        yield product if b_enc is None else product.add_(b_enc)
 
 
 class _Kept(torch.autograd.Function):

@@ -30,7 +30,7 @@ class TiledSupport(Support):
     @property
     def tokens(self) -> Tensor:
         """The token of each value: int64 `[nnz]`."""
-        return self.codes.tokens
+        return self.codes.tokens.long()
 
     @cached_property
     def latents(self) -> Tensor:
@@ -103,7 +103,8 @@ def sparse_support(
     if in_a_tile < TILED_FROM or not kernels.compiled(values):
         return values, SparseSupport(latents, starts, d_sae)
     silent = None if silent_up_to is None else (values, silent_up_to)
-    codes, places = tiles.sort(latents, starts, d_sae, silent=silent)
+    height = tiles.HEIGHT if n_tokens < tiles.LARGE_BATCH else 2 * tiles.HEIGHT
+    codes, places = tiles.sort(latents, starts, d_sae, height, silent)
     return values.index_select(0, places), TiledSupport(codes)
 
 

@@ -15,7 +15,10 @@ from torch import Tensor
 from sae_mlflow.sae.compiled import array, inner, n_threads, parallel
 
 HEIGHT = 128
-"""Tokens in a tile: their activations (384 kB at 768 dimensions) fit a core's own cache."""
+"""Tokens in a tile, twice as many in large batches: their activations (786 kB at 768 dimensions)
+fit a core's own cache, and there are still enough tiles for all cores."""
+
+LARGE_BATCH = 4096
 
 TALL = 1024
 """Tokens in a tile where fewer fire: more codes of a latent, still near at hand."""
@@ -32,7 +35,7 @@ class Tiles(NamedTuple):
     `starts[t, f + 1]`. Where there are silent codes `[n_tiles, 2 d_sae + 1]`: latent f's silent
     ones are from `starts[t, d_sae + f]` on."""
     tokens: Tensor
-    """int64 `[nnz]`."""
+    """int32 `[nnz]`."""
     n_tokens: int
     d_sae: int
     height: int
@@ -53,15 +56,16 @@ def sort(
             latent's bound.
 
     Returns:
-        the tiles, and where each of their codes stands in the list by token: int64 `[nnz]`.
+        the tiles, and where each of their codes stands in the list by token: int32 `[nnz]`.
     """
+    assert len(latents) < 2**31
     n_tokens = len(starts) - 1
     n_tiles = -(-n_tokens // height)
     made = starts.new_empty(n_tiles, (1 if silent is None else 2) * d_sae + 1)
-    tokens, places = torch.empty_like(latents), torch.empty_like(latents)
-    keys = latents if silent is None else _keys(latents, *silent)
-    numbers = array(keys), array(starts), made.numpy(), tokens.numpy(), places.numpy()
-    _sort(*numbers, height, n_threads())
+    tokens, places = (torch.empty(len(latents), dtype=torch.int32) for _ in range(2))
+    values, bounds = (torch.empty(0), torch.empty(0)) if silent is None else silent
+    codes = array(values), array(bounds), array(latents), array(starts)
+    _sort(*codes, made.numpy(), tokens.numpy(), places.numpy(), height, n_threads())
     return Tiles(made, tokens, n_tokens, d_sae, height), places
 
 
@@ -76,63 +80,59 @@ def shares(tiles: Tiles, parts: int) -> Any:
     return np.concatenate([[0], np.searchsorted(codes[1:], wanted), [d_sae]])
 
 
-def _keys(latents: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
-    """The latents, `d_sae` more where a code is silent."""
-    keys = torch.empty_like(latents)
-    _mark_silent(array(latents), array(values), array(bounds), keys.numpy(), n_threads())
-    return keys
+@inner
+def _keys(
+    values: Any, bounds: Any, latents: Any, first: int, end: int, keys: Any, counts: Any
+) -> None:
+    """The latents of codes from first to before end, `d_sae` more where silent, and their counts.
 
-
-@parallel
-def _mark_silent(latents: Any, values: Any, bounds: Any, keys: Any, threads: int) -> None:
-    n = len(latents)
-    for thread in prange(threads):
-        for i in range(thread * n // threads, (thread + 1) * n // threads):
-            f = latents[i]
-            keys[i] = f if values[i] > bounds[f] else f + len(bounds)
+    Args:
+        bounds: empty where none is silent.
+    """
+    counts[:] = 0
+    for i in range(first, end):
+        key = latents[i]
+        if len(bounds):
+            key += 0 if values[i] > bounds[key] else len(bounds)
+        keys[i - first] = key
+        counts[key] += 1
 
 
 @inner
-def _sort_tokens(
-    latents: Any,
-    starts: Any,
-    first: int,
-    end: int,
-    latent_starts: Any,
-    tokens: Any,
-    places: Any,
-    free: Any,
-) -> None:
-    """Sort the codes of tokens from first to before end by latent, tokens in order.
-
-    Args:
-        latent_starts: `[d_sae + 1]`, gets where each latent's codes begin in `tokens` and `places`.
-        tokens, places: of all codes; those of other tokens are left alone.
-        free: int64 `[>= d_sae]`, to work in.
-    """
-    d_sae = len(latent_starts) - 1
-    latent_starts[:] = 0
-    for i in range(starts[first], starts[end]):
-        latent_starts[latents[i] + 1] += 1
-    latent_starts[0] = starts[first]
-    for f in range(d_sae):
-        free[f] = latent_starts[f]
-        latent_starts[f + 1] += latent_starts[f]
-    for b in range(first, end):
-        for i in range(starts[b], starts[b + 1]):
-            place = free[latents[i]]
-            free[latents[i]] = place + 1
-            tokens[place] = b
-            places[place] = i
+def _starts(first: int, counts: Any, starts: Any) -> None:
+    """Turn each key's count into where its codes begin, from first on."""
+    for f in range(len(counts)):
+        starts[f] = first
+        first += counts[f]
+        counts[f] = starts[f]
+    starts[len(counts)] = first
 
 
 @parallel
 def _sort(
-    latents: Any, starts: Any, made: Any, tokens: Any, places: Any, height: int, threads: int
+    values: Any,
+    bounds: Any,
+    latents: Any,
+    starts: Any,
+    made: Any,
+    tokens: Any,
+    places: Any,
+    height: int,
+    threads: int,
 ) -> None:
     n_tiles, batch = made.shape[0], len(starts) - 1
     for thread in prange(threads):
-        free = np.empty(made.shape[1], np.int64)
+        free = np.empty(made.shape[1] - 1, np.int32)
         for t in range(thread * n_tiles // threads, (thread + 1) * n_tiles // threads):
             end = min(batch, (t + 1) * height)
-            _sort_tokens(latents, starts, t * height, end, made[t], tokens, places, free)
+            first_code = starts[t * height]
+            keys = np.empty(starts[end] - first_code, np.int32)
+            _keys(values, bounds, latents, first_code, starts[end], keys, free)
+            _starts(first_code, free, made[t])
+            for b in range(t * height, end):
+                for i in range(starts[b], starts[b + 1]):
+                    key = keys[i - first_code]
+                    place = free[key]
+                    free[key] = place + 1
+                    tokens[place] = b
+                    places[place] = i
