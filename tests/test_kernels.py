@@ -145,7 +145,7 @@ def test_rows_that_arent_numbers_give_latents_that_exist_and_leave_the_others_al
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("numbers", [random, with_ties])
-@pytest.mark.parametrize("shape", [(20, 33), (1, 7), (0, 16), (9, 1), (40, 300)])
+@pytest.mark.parametrize("shape", [(20, 33), (1, 7), (0, 16), (9, 1), (9, 64), (9, 128), (40, 300)])
 def test_above_lists_row_by_row_what_is_strictly_over_each_latents_bound(
     shape, numbers, dtype, placed
 ):
@@ -181,8 +181,7 @@ def test_what_isnt_a_number_is_over_no_bound(placed):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_above_finds_the_few_and_the_many_among_infinite_bounds_too(dtype, placed):
-    """A row that keeps few is looked through in groups, the one after a row that keeps many isn't;
-    infinity less infinity, in a group's middle, is not a number."""
+    """Infinity less infinity, if somebody took it, is not a number."""
     rows, bounds = random(40, 1000, dtype=dtype), torch.full((1000,), 2.0, dtype=dtype)
     rows[10:20] += 3
     rows[:, 70], bounds[70] = math.inf, math.inf
@@ -194,6 +193,25 @@ def test_above_finds_the_few_and_the_many_among_infinite_bounds_too(dtype, place
     np.testing.assert_array_equal(counts, over.sum(axis=1))
     np.testing.assert_array_equal(latents, np.nonzero(over)[1])
     np.testing.assert_array_equal(values, rows.numpy()[over])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(50, 640, 5), (20, 199, 5), (20, 33, 33), (1, 257, 3), (0, 96, 4)]
+)
+def test_biases_that_are_still_to_be_added_count(shape, dtype, placed):
+    batch, d_sae, k = shape
+    rows, bias = random(batch, d_sae, dtype=dtype), 3 * random(d_sae, seed=1, dtype=dtype)
+    pre_acts, bounds = (rows + bias).numpy(), random(d_sae, seed=2, dtype=dtype)
+    values, latents = map(as_numpy, kernels.topk(placed(rows), k, placed(bias)))
+    np.testing.assert_array_equal(np.sort(values), np.sort(pre_acts)[:, d_sae - k :])
+    np.testing.assert_array_equal(np.take_along_axis(pre_acts, latents, 1), values)
+    found = kernels.above(placed(rows), placed(bounds), placed(bias))
+    values, latents, counts = map(as_numpy, found)
+    over = pre_acts > bounds.numpy()
+    np.testing.assert_array_equal(counts, over.sum(axis=1))
+    np.testing.assert_array_equal(latents, np.nonzero(over)[1])
+    np.testing.assert_array_equal(values, pre_acts[over])
 
 
 # -- by_latent --------------------------------------------------------------------------------
@@ -406,6 +424,16 @@ def test_batchtopk_keeps_what_a_sort_of_the_whole_batch_puts_first(batch, k):
     np.testing.assert_array_equal(
         BatchTopK(k).masked(pre_acts).numpy(), sorted_out(pre_acts, k), "the dense way"
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("k", [1, 4, 50])
+def test_batchtopk_adds_biases_that_the_chunks_lack(k, dtype):
+    products, bias = random(200, 50, dtype=dtype), 2 * random(50, seed=1, dtype=dtype)
+    values, latents, starts = BatchTopK(k).pick(lambda: iter(products.split(30)), bias)
+    dense = np.zeros((200, 50), values.numpy().dtype)
+    dense[rows_of(starts), latents] = values
+    np.testing.assert_array_equal(dense, sorted_out(products + bias, k))
 
 
 @pytest.mark.parametrize("k", [1, 7, 13])

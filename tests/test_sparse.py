@@ -6,9 +6,10 @@ import pytest
 import torch
 from random_saes import assert_agree
 
-from sae_mlflow.sae import kernels, sparse, support, tiles
+from sae_mlflow.sae import kernels, sparse, support, tiled_support, tiles
 from sae_mlflow.sae.select import Above, BatchTopK, TopK
-from sae_mlflow.sae.support import DenseSupport, SparseSupport, TiledSupport
+from sae_mlflow.sae.support import DenseSupport, SparseSupport
+from sae_mlflow.sae.tiled_support import TiledSupport
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +37,7 @@ def small_chunks(monkeypatch):
 def way(request, monkeypatch):
     """The sparse way in all kinds of kernels, and the dense one, whatever share is kept."""
     monkeypatch.setattr(sparse, "DENSE_FROM", 0.0 if request.param == "dense" else 1.1)
-    monkeypatch.setattr(support, "TILED_FROM", 0.0 if request.param == "tiled" else math.inf)
+    monkeypatch.setattr(tiled_support, "TILED_FROM", 0.0 if request.param == "tiled" else math.inf)
     if request.param == "in tall tiles":
         monkeypatch.setattr(support, "TALL_FROM", 0.0)
         monkeypatch.setattr(tiles, "TALL", 3)
@@ -216,9 +217,7 @@ def test_the_way_is_sparse_below_a_share_of_latents_and_dense_from_there_on():
     def way(rule):
         return type(sparse.encode(x, W_enc, b_enc, b_dec, rule)[1])
 
-    assert issubclass(way(TopK(14)), SparseSupport) and issubclass(
-        way(BatchTopK(14)), SparseSupport
-    )
+    assert DenseSupport not in (way(TopK(14)), way(BatchTopK(14)))
     assert way(TopK(15)) is way(BatchTopK(15)) is DenseSupport
     assert way(Above(torch.full((100,), 9.0))) is SparseSupport
     assert way(Above(torch.full((100,), -9.0))) is DenseSupport
@@ -260,6 +259,11 @@ def test_a_sparse_support_says_what_the_dense_one_says(codes):
     assert torch.equal(support.transposed_times(values, acts), every.transposed_times(dense, acts))
     expected = every.sampled(acts, rows)[support.tokens, support.latents]
     assert torch.equal(support.sampled(acts, rows), expected)
+    *made, dots = support.reconstruct(values, rows, rows[1], acts)
+    *wanted, every_dot = every.reconstruct(dense, rows, rows[1], acts)
+    assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True))
+    assert torch.equal(dots, every_dot[support.tokens, support.latents])
+    assert torch.equal(made[1], dense @ rows + rows[1] - acts)
 
 
 @pytest.mark.parametrize("ways", ["compiled", "standard operators"])

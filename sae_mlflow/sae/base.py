@@ -234,9 +234,11 @@ class SAE(nn.Module, ABC):
         """What is subtracted from x before encoding; nothing in a transcoder."""
         return None if self.transcodes else self.b_dec
 
-    def _kept(self, x: Tensor, rule: Rule) -> tuple[Tensor, Support]:
-        """The pre-activations that a rule keeps, and where they belong."""
-        return sparse.encode(x, self.W_enc, self.b_enc, self.centre, rule)
+    def _kept(
+        self, x: Tensor, rule: Rule, silent_up_to: Tensor | None = None
+    ) -> tuple[Tensor, Support]:
+        """The pre-activations that a rule keeps, and where they belong; see `sparse.encode`."""
+        return sparse.encode(x, self.W_enc, self.b_enc, self.centre, rule, silent_up_to)
 
     def _decoded(self, latents: Tensor, support: Support, x: Tensor) -> Tensor:
         return self._with_skip(sparse.decode(latents, support, self.W_dec, self.b_dec), x)

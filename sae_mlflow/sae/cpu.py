@@ -17,6 +17,7 @@ from sae_mlflow.sae.compiled import (
     array,
     dots,
     inner,
+    miss,
     n_threads,
     parallel,
 )
@@ -191,19 +192,12 @@ def _reconstruct(
     made: Any,
     threads: int,
 ) -> None:
-    d = y.shape[1]
     for thread in prange(threads):
         for b in range(_share(starts, thread, threads), _share(starts, thread + 1, threads)):
-            total, miss = recon[b], error[b]
-            for j in range(d):
-                total[j] = bias[j]
-            add_rows(values, latents, starts[b], starts[b + 1], rows, total)
-            square = rows.dtype.type(0)
-            for j in range(d):
-                miss[j] = total[j] - y[b, j]
-                square += miss[j] * miss[j]
-            missed[b] = square
-            dots(miss, rows, latents, starts[b], starts[b + 1], made)
+            recon[b] = bias
+            add_rows(values, latents, starts[b], starts[b + 1], rows, recon[b])
+            missed[b] = miss(recon[b], y[b], error[b])
+            dots(error[b], rows, latents, starts[b], starts[b + 1], made)
 
 
 @parallel

@@ -14,11 +14,16 @@ from torch import Tensor
 from sae_mlflow.sae.compiled import array, inner, n_threads, parallel
 
 
-def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, exactly, in no order: values and int64 latents `[batch, k]`."""
+def topk(pre_acts: Tensor, k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, exactly, in no order: values and int64 latents `[batch, k]`.
+
+    Args:
+        bias: `[d_sae]`, still to be added to each row.
+    """
+    bias = pre_acts.new_zeros(pre_acts.shape[1]) if bias is None else bias
     values = pre_acts.new_empty(pre_acts.shape[0], k)
     latents = torch.empty(pre_acts.shape[0], k, dtype=torch.int64)
-    _topk(array(pre_acts), k, values.numpy(), latents.numpy(), n_threads())
+    _topk(array(pre_acts), array(bias), k, values.numpy(), latents.numpy(), n_threads())
     return values, latents
 
 
@@ -48,14 +53,16 @@ def _select(values: Any, members: Any, n: int, k: int) -> None:
 
 
 @inner
-def _group_maxima(row: Any, n_groups: int, group: int, maxima: Any) -> None:
+def _group_maxima(row: Any, bias: Any, n_groups: int, group: int, maxima: Any) -> None:
     """Largest of row[g], row[g + n_groups], ...: strided groups, so that it vectorises."""
     for g in range(n_groups):
-        maxima[g] = row[g]
+        maxima[g] = row[g] + bias[g]
     for step in range(1, group):
-        part = row[step * n_groups : (step + 1) * n_groups]
+        first, end = step * n_groups, (step + 1) * n_groups
+        part, more = row[first:end], bias[first:end]
         for g in range(n_groups):
-            maxima[g] = part[g] if part[g] > maxima[g] else maxima[g]
+            value = part[g] + more[g]
+            maxima[g] = value if value > maxima[g] else maxima[g]
 
 
 @inner
@@ -94,7 +101,14 @@ def _bound(values: Any, n: int, k: int, most: int, rounds: int) -> Any:
 
 @inner
 def _candidates(
-    row: Any, group: int, maxima: Any, bound: float, groups: Any, values: Any, members: Any
+    row: Any,
+    bias: Any,
+    group: int,
+    maxima: Any,
+    bound: float,
+    groups: Any,
+    values: Any,
+    members: Any,
 ) -> int:
     """All that reach the bound, from groups whose maximum does; returns how many.
 
@@ -108,12 +122,12 @@ def _candidates(
     for first in range(0, n_groups * group, n_groups):
         for chosen in range(n_chosen):
             i = first + groups[chosen]
-            value = row[i]
+            value = row[i] + bias[i]
             values[n] = value
             members[n] = i
             n += value >= bound
     for i in range(n_groups * group, len(row)):
-        value = row[i]
+        value = row[i] + bias[i]
         values[n] = value
         members[n] = i
         n += value >= bound
@@ -140,15 +154,15 @@ def _keep(values: Any, members: Any, n: int, k: int) -> None:
 
 
 @inner
-def _everything(row: Any, values: Any, members: Any) -> int:
+def _everything(row: Any, bias: Any, values: Any, members: Any) -> int:
     for i in range(len(row)):
-        values[i] = row[i]
+        values[i] = row[i] + bias[i]
         members[i] = i
     return len(row)
 
 
 @parallel
-def _topk(pre_acts: Any, k: int, values: Any, latents: Any, threads: int) -> None:
+def _topk(pre_acts: Any, bias: Any, k: int, values: Any, latents: Any, threads: int) -> None:
     """Every one of the k largest reaches a bound that k groups' maxima reach."""
     batch, d_sae = pre_acts.shape
     group = 32 if d_sae >= 256 * k else 16 if d_sae >= 64 * k else 8
@@ -162,11 +176,11 @@ def _topk(pre_acts: Any, k: int, values: Any, latents: Any, threads: int) -> Non
             row = pre_acts[b]
             n = 0
             if n_groups >= 2 * k:
-                _group_maxima(row, n_groups, group, maxima)
+                _group_maxima(row, bias, n_groups, group, maxima)
                 bound = _bound(maxima, n_groups, k, k + k // 4, 12)
-                n = _candidates(row, group, maxima, bound, groups, found, members)
+                n = _candidates(row, bias, group, maxima, bound, groups, found, members)
             if n < k:  # too many for groups, or a bound that is not a number
-                n = _everything(row, found, members)
+                n = _everything(row, bias, found, members)
             _keep(found, members, n, k)
             for i in range(k):
                 values[b, i] = found[i]

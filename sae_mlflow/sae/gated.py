@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 from sae_mlflow.sae import sparse
 from sae_mlflow.sae.base import Batch, Sizes, StepLoss
@@ -56,9 +55,8 @@ class GatedSAE(L1SAE):
         recon, missed = self._reconstructed(latents, support, batch)
         open_gates = gates.relu()
         decoder = self.W_dec.detach(), self.b_dec.detach()
-        from_gates = sparse.decode(open_gates, support, *decoder)
+        _, auxiliary = sparse.reconstruct(open_gates, support, *decoder, batch.y)
         sparsity = self.l1_penalty(open_gates, support, sparsity_warmup)
-        auxiliary = mse_loss(from_gates, batch.y)
         return StepLoss(
             recon=recon,
             l0=support.l0(latents),
@@ -73,6 +71,5 @@ class GatedSAE(L1SAE):
         return sparse.encode(x, self.W_enc, self.b_gate, self.centre, rule)
 
     def _latents(self, gates: Tensor, support: Support) -> Tensor:
-        shared = gates - support.spread(self.b_gate)
-        magnitudes = shared * support.spread(self.r_mag.exp()) + support.spread(self.b_mag)
-        return magnitudes.relu() * (gates > 0)
+        strength = self.r_mag.exp()
+        return support.rescaled(gates, strength, self.b_mag - self.b_gate * strength)

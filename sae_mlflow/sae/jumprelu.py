@@ -81,8 +81,9 @@ class JumpReLUSAE(SAE):
         return pre_acts * (pre_acts > support.spread(self.threshold).clamp_min(0.0)), support
 
     def loss(self, batch: Batch, dead: Tensor, sparsity_warmup: float = 1.0) -> StepLoss:
-        lowest = self.threshold.detach() - self.bandwidth / 2
-        pre_acts, support = self._kept(batch.x, Above(lowest))
+        threshold = self.threshold.detach()
+        nearby = Above(threshold - self.bandwidth / 2)
+        pre_acts, support = self._kept(batch.x, nearby, silent_up_to=threshold)
         latents, n_fired = _Jump.apply(pre_acts, self.threshold, support, self.bandwidth)
         recon, missed = self._reconstructed(latents, support, batch)
         l0 = n_fired / max(support.n_tokens, 1)

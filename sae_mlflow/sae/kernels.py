@@ -12,23 +12,32 @@ from sae_mlflow.sae import cpu, cpu_above, cpu_topk
 _COMPILED = {torch.float32, torch.float64}
 
 
-def topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, exactly, in no order: values and latents `[batch, k]`."""
+def topk(pre_acts: Tensor, k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, exactly, in no order: values and latents `[batch, k]`.
+
+    Args:
+        bias: `[d_sae]`, still to be added to each row.
+    """
     if compiled(pre_acts):
-        return cpu_topk.topk(pre_acts, k)
+        return cpu_topk.topk(pre_acts, k, bias)
+    pre_acts = pre_acts if bias is None else pre_acts + bias
     values, latents = pre_acts.topk(k, sorted=False)
     return values, latents
 
 
-def above(pre_acts: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def above(
+    pre_acts: Tensor, lower: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Values and latents `[nnz]` over each latent's bound, row by row, and how many a row.
 
     Args:
         pre_acts: `[batch, d_sae]`.
         lower: `[d_sae]`.
+        bias: `[d_sae]`, still to be added to each row.
     """
     if compiled(pre_acts):
-        return cpu_above.above(pre_acts, lower)
+        return cpu_above.above(pre_acts, lower, bias)
+    pre_acts = pre_acts if bias is None else pre_acts + bias
     mask = pre_acts > lower
     return pre_acts[mask], mask.nonzero()[:, 1], mask.sum(dim=1)
 

@@ -36,8 +36,8 @@ class L1SAE(SAE):
 
     def l1_penalty(self, latents: Tensor, support: Support, warmup: float) -> Tensor:
         """The penalty of a batch, at `warmup` of its coefficient."""
-        lengths = support.spread(self.decoder_lengths())
-        penalty = (latents * lengths).sum() / max(support.n_tokens, 1)
+        strengths = support.gathered(latents)
+        penalty = (strengths * self.decoder_lengths()).sum() / max(support.n_tokens, 1)
         return self.l1_coefficient * warmup * penalty
 
     def decoder_lengths(self) -> Tensor:

@@ -104,6 +104,7 @@ class _PrefixLoss(torch.autograd.Function):
             grad_latents.mul_(factor), grad_W_dec.mul_(factor), pull.sum(dim=0).mul_(factor)
         )
         ctx.mark_non_differentiable(recon)
+        ctx.set_materialize_grads(False)  # else zeros for the reconstruction, as large as it
         return recon, loss / len(prefixes)
 
     @staticmethod

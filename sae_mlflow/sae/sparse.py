@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sae_mlflow.sae import cpu, kernels
-from sae_mlflow.sae.select import Rule
-from sae_mlflow.sae.support import DenseSupport, SparseSupport, Support, sparse_support
+from sae_mlflow.sae import kernels
+from sae_mlflow.sae.select import Picked, Rule
+from sae_mlflow.sae.support import DenseSupport, Support
+from sae_mlflow.sae.tiled_support import sparse_support
 
 # Elements of a chunk of pre-activations (16 MB in float32): more falls out of the cache before it
 # is looked at, fewer rows make the product slower (its weights are packed again for each chunk).
@@ -28,7 +29,12 @@ _SAMPLE_TOKENS = 32
 
 
 def encode(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, centre: Tensor | None, rule: Rule
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    centre: Tensor | None,
+    rule: Rule,
+    silent_up_to: Tensor | None = None,
 ) -> tuple[Tensor, Support]:
     """The pre-activations `(x - centre) W_enc + b_enc` that a rule keeps, and where they belong.
 
@@ -36,6 +42,8 @@ def encode(
         x: `[batch, d_in]`.
         W_enc: `[d_in, d_sae]`; fastest where its transpose is contiguous.
         centre: `[d_in]`; None where x isn't centred.
+        silent_up_to: `[d_sae]`; what isn't over it is going to be 0 as a latent, and to be asked
+            for its gradient alone.
 
     Returns:
         Values before any activation function: `[nnz]`, or `[batch, d_sae]` where many are kept.
@@ -50,14 +58,15 @@ def encode(
         pre_acts = rule.masked(torch.addmm(b_enc, inputs, W_enc))
         return pre_acts, DenseSupport(*pre_acts.shape)
     with torch.no_grad():
-        values, latents, starts = rule.pick(lambda: _chunks(centred, W_enc, b_enc))
-    support = sparse_support(latents, starts, W_enc.shape[1])
+        values, latents, starts = _picked(centred, W_enc, b_enc, rule)
+        values = values.to(W_enc.dtype)  # under autocast the product is narrower
+        values, support = sparse_support(values, latents, starts, W_enc.shape[1], silent_up_to)
     return _Kept.apply(values, centred, x, W_enc, b_enc, centre, support), support
 
 
 def decode(latents: Tensor, support: Support, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
     """`z W_dec + b_dec` `[batch, d_out]` for latents z over a support."""
-    if isinstance(support, SparseSupport):
+    if not isinstance(support, DenseSupport):
         product: Tensor = _Decode.apply(latents, W_dec, support)
         return product if b_dec is None else product.add_(b_dec)
     return latents @ W_dec if b_dec is None else latents @ W_dec + b_dec
@@ -67,25 +76,34 @@ def reconstruct(
     latents: Tensor, support: Support, W_dec: Tensor, b_dec: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`z W_dec + b_dec`, detached, and its squared error to y, mean over tokens and dimensions."""
-    if type(support) is SparseSupport and kernels.compiled(y) and y.dtype == W_dec.dtype:
+    sparse = not isinstance(support, DenseSupport)
+    if sparse and kernels.compiled(y) and y.dtype == W_dec.dtype:
         recon, loss = _Reconstruct.apply(latents, W_dec, b_dec, y, support)
         return recon, loss
     recon = decode(latents, support, W_dec, b_dec)
     return recon.detach(), mse_loss(recon, y)
 
 
-def _chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor) -> Iterator[Tensor]:
+def _picked(centred: Tensor, W_enc: Tensor, b_enc: Tensor, rule: Rule) -> Picked:
+    """What the rule keeps; where it is compiled it adds the biases, too."""
+    if kernels.compiled(W_enc) and not torch.is_autocast_enabled(centred.device.type):
+        return rule.pick(lambda: _chunks(centred, W_enc, None), b_enc)
+    return rule.pick(lambda: _chunks(centred, W_enc, b_enc))
+
+
+def _chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> Iterator[Tensor]:
     """Each is made in the place of the one before, unless autocast makes it narrower."""
     wanted = max(CHUNK_ELEMENTS // W_enc.shape[1], MIN_CHUNK_ROWS)
     rows = math.ceil(len(centred) / max(round(len(centred) / wanted), 1))
-    if torch.is_autocast_enabled(centred.device.type):
+    if b_enc is not None and torch.is_autocast_enabled(centred.device.type):
         for part in centred.split(max(rows, 1)):
             yield torch.addmm(b_enc, part, W_enc)
         return
     buffer = centred.new_empty(rows, W_enc.shape[1])
     for part in centred.split(max(rows, 1)):
         # `addmm` would write the biases first and read them again: 5% more at 384 x 3,072
-        yield torch.mm(part, W_enc, out=buffer[: len(part)]).add_(b_enc)
+        product = torch.mm(part, W_enc, out=buffer[: len(part)])
+        yield product if b_enc is None else product.add_(b_enc)
 
 
 class _Kept(torch.autograd.Function):
@@ -100,18 +118,18 @@ class _Kept(torch.autograd.Function):
         W_enc: Tensor,
         b_enc: Tensor,
         centre: Tensor | None,
-        support: SparseSupport,
+        support: Support,
     ) -> Tensor:
         ctx.support = support
         ctx.save_for_backward(centred, W_enc)
-        return values.to(W_enc.dtype)  # under autocast the product is narrower
+        return values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         centred, W_enc = ctx.saved_tensors
-        support: SparseSupport = ctx.support
+        support: Support = ctx.support
         grad_W_enc = support.transposed_times(grad, centred).t()
-        grad_b_enc = grad.new_zeros(support.d_sae).index_add_(0, support.latents, grad)
+        grad_b_enc = support.gathered(grad)
         grad_x = grad_centre = None
         if ctx.needs_input_grad[2]:
             grad_x = support.times(grad, W_enc.t())
@@ -122,7 +140,7 @@ class _Kept(torch.autograd.Function):
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, latents: Tensor, W_dec: Tensor, support: SparseSupport) -> Tensor:
+    def forward(ctx: Any, latents: Tensor, W_dec: Tensor, support: Support) -> Tensor:
         ctx.support = support
         ctx.save_for_backward(latents, W_dec)
         return support.times(latents, W_dec)
@@ -130,7 +148,7 @@ class _Decode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         latents, W_dec = ctx.saved_tensors
-        support: SparseSupport = ctx.support
+        support: Support = ctx.support
         grad_latents = grad_W_dec = None
         if ctx.needs_input_grad[0]:
             grad_latents = support.sampled(grad, W_dec)
@@ -145,20 +163,23 @@ class _Reconstruct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, latents: Tensor, W_dec: Tensor, b_dec: Tensor, y: Tensor, support: SparseSupport
+        ctx: Any, latents: Tensor, W_dec: Tensor, b_dec: Tensor, y: Tensor, support: Support
     ) -> tuple[Tensor, Tensor]:
-        recon, error, missed, dots = cpu.reconstruct(
-            latents, support.latents, support.starts, W_dec, b_dec, y
-        )
+        recon, error, missed, dots = support.reconstruct(latents, W_dec, b_dec, y)
         ctx.support = support
         ctx.save_for_backward(latents, error, dots)
         ctx.mark_non_differentiable(recon)
+        ctx.set_materialize_grads(False)  # else zeros for the reconstruction, as large as it
         return recon, (missed.sum() / max(y.numel(), 1)).to(y.dtype)
 
     @staticmethod
     def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
         latents, error, dots = ctx.saved_tensors
-        support: SparseSupport = ctx.support
+        support: Support = ctx.support
         factor = grad * (2 / max(error.numel(), 1))
-        grad_W_dec = support.transposed_times(latents * factor, error)
-        return dots * factor, grad_W_dec, error.sum(dim=0) * factor, None, None
+        grad_W_dec = grad_b_dec = None
+        if ctx.needs_input_grad[1]:
+            grad_W_dec = support.transposed_times(latents * factor, error)
+        if ctx.needs_input_grad[2]:
+            grad_b_dec = error.sum(dim=0) * factor
+        return dots * factor, grad_W_dec, grad_b_dec, None, None

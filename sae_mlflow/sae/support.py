@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae import cpu, kernels, tiles
+from sae_mlflow.sae import cpu, kernels, tile_products, tiles
+
+# Codes of a latent within one tall tile, on average, from which on the weights' gradients gain
+# from them (at 4,096 x 3,072 x 384 half of their time).
+TALL_FROM = 5.0
 
 
 class Support(ABC):
@@ -70,6 +74,24 @@ class Support(ABC):
         near = ((values - own).abs() < bandwidth / 2).to(values.dtype)
         pull = near * (grad * own + grad_count) / -bandwidth
         return grad * (values > own), self.gathered(pull)
+
+    def rescaled(self, values: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """`relu(value * scale + shift)` of values > 0; scale and shift are `[d_sae]`."""
+        return (values * self.spread(scale) + self.spread(shift)).relu() * (values > 0)
+
+    def reconstruct(
+        self, values: Tensor, rows: Tensor, bias: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The values' reconstruction of y with decoder rows and bias, and how it misses.
+
+        Returns:
+            recon `[batch, d]`; error `recon - y`; its squared length for each token, float64
+            `[batch]`; `error rows^T` where the support is, in the values' shape.
+        """
+        recon = self.times(values, rows) + bias
+        error = recon - y
+        missed = error.square().sum(dim=1, dtype=torch.float64)
+        return recon, error, missed, self.sampled(error, rows)
 
     def l0(self, latents: Tensor) -> Tensor:
         """Mean over tokens of the number of latents > 0."""
@@ -162,7 +184,7 @@ class SparseSupport(Support):
         return zeros.index_put((self.tokens, self.latents), values)
 
     @cached_property
-    def tall_tiles(self) -> tiles.Tiles | None:
+    def tall_tiles(self) -> tuple[tiles.Tiles, Tensor] | None:
         """Where a latent has several codes in each: the rows of activations are then at hand."""
         if self.n_tokens <= tiles.TALL:
             return None
@@ -176,8 +198,9 @@ class SparseSupport(Support):
 
     def transposed_times(self, values: Tensor, dense: Tensor) -> Tensor:
         if kernels.compiled(dense) and self.tall_tiles is not None:
-            in_tiles = values.to(dense.dtype).index_select(0, self.tall_tiles.places)
-            return tiles.transposed_times(in_tiles, self.tall_tiles, dense)
+            codes, places = self.tall_tiles
+            in_tiles = values.to(dense.dtype).index_select(0, places)
+            return tile_products.transposed_times(in_tiles, codes, dense)
         starts, tokens, places = self.by_latent
         return kernels.weighted_rows(values.index_select(0, places), tokens, starts, dense)
 
@@ -189,54 +212,16 @@ class SparseSupport(Support):
         dots = kernels.row_dots(rows, dense, tokens, starts)
         return torch.empty_like(dots).index_copy_(0, places, dots)
 
+    def reconstruct(
+        self, values: Tensor, rows: Tensor, bias: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return cpu.reconstruct(values, self.latents, self.starts, rows, bias, y)
+
     def columns(self, first: int, end: int) -> tuple[Any, Support]:
         mask = (self.latents >= first) & (self.latents < end)
         places, starts = kernels.kept(mask, self.starts)
         latents = self.latents.index_select(0, places) - first
-        return places, sparse_support(latents, starts, end - first)
+        return places, SparseSupport(latents, starts, end - first)
 
     def fired(self, latents: Tensor) -> Tensor:
         return kernels.fired(latents.detach(), self.latents, self.d_sae)
-
-
-class TiledSupport(SparseSupport):
-    """A sparse support whose latents fire often enough for tiles of tokens to pay.
-
-    Where the kernels aren't compiled it does what any other does.
-    """
-
-    @cached_property
-    def tiles(self) -> tiles.Tiles:
-        return tiles.sort(self.latents, self.starts, self.d_sae)
-
-    def times(self, values: Tensor, rows: Tensor) -> Tensor:
-        if not kernels.compiled(rows):
-            return super().times(values, rows)
-        in_tiles = values.to(rows.dtype).index_select(0, self.tiles.places)
-        return tiles.times(in_tiles, self.tiles, rows, self.n_tokens)
-
-    def transposed_times(self, values: Tensor, dense: Tensor) -> Tensor:
-        if not kernels.compiled(dense):
-            return super().transposed_times(values, dense)
-        in_tiles = values.to(dense.dtype).index_select(0, self.tiles.places)
-        return tiles.transposed_times(in_tiles, self.tiles, dense)
-
-    def sampled(self, dense: Tensor, rows: Tensor) -> Tensor:
-        if not kernels.compiled(rows):
-            return super().sampled(dense, rows)
-        in_tiles = tiles.sampled(dense.to(rows.dtype), self.tiles, rows)
-        return torch.empty_like(in_tiles).index_copy_(0, self.tiles.places, in_tiles)
-
-
-# Codes of a latent within one tile, on average, from which on sorting by tiles pays; for tall
-# ones, of which only the weights' gradients gain (at 4,096 x 3,072 x 384 half of their time).
-TILED_FROM = 2.0
-TALL_FROM = 5.0
-
-
-def sparse_support(latents: Tensor, starts: Tensor, d_sae: int) -> SparseSupport:
-    """The support of a list of codes, in the kind that is fastest for as many as there are."""
-    n_tokens = max(len(starts) - 1, 1)
-    in_a_tile = len(latents) * min(tiles.HEIGHT, n_tokens) / (n_tokens * d_sae)
-    kind = TiledSupport if in_a_tile >= TILED_FROM else SparseSupport
-    return kind(latents, starts, d_sae)
