@@ -6,6 +6,7 @@ import typer
 
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.errors import UserError
+from sae_mlflow.terminal import say
 
 
 def evaluate_command(
@@ -54,4 +55,4 @@ def evaluate_command(
     rows = rows_of_run(store, run) if run else rows_of_experiment(store, experiment or "")
     request = Request(tokens, latents, tuple(dict.fromkeys(latent or ())), trust_remote_code)
     for line in evaluate_runs(store, rows, request):
-        print(line, flush=True)
+        say(line)
