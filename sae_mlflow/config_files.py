@@ -76,7 +76,7 @@ def read_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """
     if path.resolve() in seen:
         raise UserError(f"{path}: `extends` comes back to this file. Remove one of the links.")
-    data = _read_yaml(path)
+    data = read_yaml(path)
     parent = data.pop("extends", None)
     if parent is None:
         return data
@@ -88,7 +88,12 @@ def read_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merged(base, data)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a file says itself; plain values alone: a tag that would make an object is refused.
+
+    Raises:
+        UserError: it is missing, empty or not YAML.
+    """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -16,6 +16,8 @@ _LONGEST_LABEL = 100
 # Models that are still told apart once their slashes are two hyphens.
 _UNMISTAKABLE = re.compile(r"[A-Za-z0-9._]+([-/][A-Za-z0-9._]+)*")
 
+_DEVICE = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
+
 # SAELens (TransformerLens) names of the hookpoints that it knows. `ln1` and `ln2` are the norms
 # before attention and MLP; of an RMS norm their hook is before its weight, ours is behind it.
 _SAE_LENS_HOOKS = {
@@ -35,10 +37,12 @@ _SAE_LENS_HOOKS = {
 def sanitise(name: str) -> str:
     """A model's name in a file name: `meta-llama/Llama-2-7b-hf` -> `meta-llama-Llama-2-7b-hf`.
 
-    Only `[A-Za-z0-9._-]` survives and it never starts with a dot, so it can't leave its folder; at
-    most 120 characters, so that a file system takes it.
+    Only `[A-Za-z0-9._-]` survives and it never starts or ends with a dot, so it can't leave its
+    folder; at most 120 characters, so that a file system takes it. What Windows takes for a device
+    (`nul`, `COM1.txt`) gets an underscore in front.
     """
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:120] or "model"
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:120].rstrip("-.") or "model"
+    return f"_{safe}" if _DEVICE.fullmatch(safe.partition(".")[0]) else safe
 
 
 def registered_name(model: str, layer: str) -> str:

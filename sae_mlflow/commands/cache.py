@@ -7,6 +7,7 @@ import typer
 
 from sae_mlflow.commands.cli import make_app
 from sae_mlflow.errors import UserError
+from sae_mlflow.terminal import say
 
 app = make_app(help="Cached activations of language models.")
 
@@ -20,11 +21,11 @@ def cache_list() -> None:
     entries = list_cache()
     for entry in entries:
         last_used = datetime.fromtimestamp(entry.last_used).strftime("%Y-%m-%d %H:%M")
-        typer.echo(
+        say(
             f"{entry.key}  {in_units(entry.bytes):>9}  {entry.model}  {entry.text}  "
             f"{entry.tokens:,} tokens  {','.join(entry.hookpoints)}  last used {last_used}"
         )
-    typer.echo(f"{len(entries)} entries, {in_units(sum(entry.bytes for entry in entries))}")
+    say(f"{len(entries)} entries, {in_units(sum(entry.bytes for entry in entries))}")
 
 
 @app.command("prune")
@@ -44,4 +45,4 @@ def cache_prune(
     if not keys and older_than_days is None and not everything:
         raise UserError("Nothing was chosen. Give keys (`cache list`), --older-than-days or --all.")
     freed = prune_cache(keys=keys or [], older_than_days=older_than_days, everything=everything)
-    typer.echo(f"freed {in_units(freed)}")
+    say(f"freed {in_units(freed)}")

@@ -2,14 +2,17 @@
 
 import os
 import sys
+import traceback
 from typing import Any, NoReturn
 
 import typer
 
 from sae_mlflow.errors import UserError
+from sae_mlflow.terminal import say
 
 TRACKING_URI = typer.Option(help="MLflow tracking store; unset means MLflow's own setting.")
 
+EXIT_FAULT = 1  # as Python itself has it
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -37,13 +40,16 @@ def run_cli(app: typer.Typer) -> NoReturn:
         status = _status(app)
         sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
     except KeyboardInterrupt:
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
         # what is still buffered would raise again when the interpreter closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = EXIT_BROKEN_PIPE
+    except Exception:  # a fault of ours; what it quotes may hold a password
+        say(traceback.format_exc().rstrip(), sys.stderr)
+        status = EXIT_FAULT
     sys.exit(status)
 
 

@@ -6,6 +6,7 @@ import typer
 
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.errors import UserError
+from sae_mlflow.terminal import say
 
 
 def evaluate_command(
@@ -28,6 +29,13 @@ def evaluate_command(
         list[int] | None,
         typer.Option(help="Also show the latent of this index; give it again for more."),
     ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run Python code that models bring along, where the training did too.",
+        ),
+    ] = False,
     tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
     """Let trained SAEs stand in for their layers, and log what the LM loses to their runs.
@@ -45,6 +53,6 @@ def evaluate_command(
     keep_freed_memory()
     store = Store(tracking_uri or None)
     rows = rows_of_run(store, run) if run else rows_of_experiment(store, experiment or "")
-    request = Request(tokens, latents, tuple(dict.fromkeys(latent or ())))
+    request = Request(tokens, latents, tuple(dict.fromkeys(latent or ())), trust_remote_code)
     for line in evaluate_runs(store, rows, request):
-        print(line, flush=True)
+        say(line)

@@ -7,6 +7,7 @@ import typer
 
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.errors import UserError
+from sae_mlflow.terminal import say
 
 
 def export_command(
@@ -43,4 +44,4 @@ def export_command(
     folder = Path(output).expanduser()
     export_sae(stored, format_, folder)
     sizes = f"{stored.config['d_in']} -> {stored.config['d_sae']}"
-    typer.echo(f"{source}: {stored.architecture} SAE, {sizes} latents, as {format_} in {folder}")
+    say(f"{source}: {stored.architecture} SAE, {sizes} latents, as {format_} in {folder}")

@@ -7,6 +7,7 @@ import typer
 
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.errors import UserError
+from sae_mlflow.terminal import say
 
 
 def export_tensorboard_command(
@@ -28,4 +29,4 @@ def export_tensorboard_command(
 
     folder = Path(output).expanduser()
     for made in export_experiment(Store(tracking_uri or None), experiment, folder):
-        print(made, flush=True)
+        say(made)

@@ -14,6 +14,7 @@ from sae_mlflow.plots.files import draw_history_file, draw_sae_dir
 from sae_mlflow.plots.formats import DEFAULT_FORMATS, parse_formats
 from sae_mlflow.plots.runs import draw_experiments
 from sae_mlflow.plots.style import load_style
+from sae_mlflow.terminal import say
 
 DEFAULT_SAE_DIR = Path("results/saes")
 
@@ -134,7 +135,7 @@ def plot_command(
     else:
         made = draw_sae_dir(sae_dir or DEFAULT_SAE_DIR, choice)
     for line in made:
-        print(line, flush=True)
+        say(line)
 
 
 def _from_store(experiments: list[str], choice: Choice, tracking_uri: str | None) -> Iterator[str]:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from sae_mlflow.commands.cli import TRACKING_URI
+from sae_mlflow.terminal import say
 
 
 def register_command(
@@ -19,7 +20,7 @@ def register_command(
     from sae_mlflow.tracking.store import Store
 
     uri, is_new = register_run(Store(tracking_uri or None), run)
-    typer.echo(f"{uri} {'registered' if is_new else 'is there already'} (run {run})")
+    say(f"{uri} {'registered' if is_new else 'is there already'} (run {run})")
 
 
 def promote_command(
@@ -40,4 +41,4 @@ def promote_command(
 
     store = Store(tracking_uri or None)
     for line in promote(store, experiment, max_l0, model=model or None, layer=layer or None):
-        typer.echo(line)
+        say(line)

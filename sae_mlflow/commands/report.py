@@ -10,6 +10,7 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.plots.drawing import drawing_processes
 from sae_mlflow.plots.homes import Homes
 from sae_mlflow.plots.style import load_style
+from sae_mlflow.terminal import say
 from sae_mlflow.whole_file import whole_file
 
 ARTIFACT = "report/report.html"
@@ -59,7 +60,7 @@ def report_command(
     if output is not None:
         with whole_file(output) as temporary:
             temporary.write_text(page, encoding="utf-8", newline="\n")
-        print(output, flush=True)
+        say(output)
     if log:
         home = run or Homes(store, experiment_id).shared(rows)
-        print(store.log_page(home, page, ARTIFACT), flush=True)
+        say(store.log_page(home, page, ARTIFACT))

@@ -10,6 +10,7 @@ import typer
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.config import load_settings, parse_set
 from sae_mlflow.errors import UserError
+from sae_mlflow.terminal import say
 
 EXIT_SOME_STOPPED = 1
 
@@ -106,7 +107,7 @@ def _tag_launcher(error: UserError) -> None:
     """Leave the reason on the run that `mlflow run` made, which MLflow itself only marks FAILED."""
     if "MLFLOW_RUN_ID" not in os.environ:
         return
-    print(f"error: {error}", file=sys.stderr, flush=True)  # before mlflow's slow import
+    say(f"error: {error}", sys.stderr)  # before mlflow's slow import
     from sae_mlflow.tracking.launcher import tag_launcher
 
     tag_launcher({"sae.failure": str(error)})

@@ -9,6 +9,7 @@ import typer
 
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.errors import OutOfReach, UserError
+from sae_mlflow.terminal import shown
 
 if TYPE_CHECKING:  # rich takes a tenth of a second to import, mlflow two
     from rich.console import Console
@@ -119,7 +120,7 @@ def _follow(
                 live.update(tables(trainings, addresses, note, console.width), refresh=True)
             else:
                 for line in [note] * (note != trouble) if note else news(before, trainings):
-                    console.print(line, markup=False, soft_wrap=True)
+                    console.print(shown(line), markup=False, soft_wrap=True)
             if not note and not any(training.is_running for training in trainings):
                 return trainings
             time.sleep(every)
@@ -135,7 +136,7 @@ def _look(
             board.read(trainings)
         return trainings, ""
     except OutOfReach as error:
-        note = f"{error} {again}"
+        note = shown(f"{error} {again}")
         if board:
             board.out_of_reach(note)
         return before, note

@@ -4,7 +4,6 @@ The text is read again as the training's settings say, and refused where it isn'
 what is held out is known of that text alone.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sae_mlflow.config import Settings, load_settings
+from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.cards import latent_cards
 from sae_mlflow.evaluation.evaluate import Evaluation, evaluate, held_out, site_caps
@@ -21,7 +20,10 @@ from sae_mlflow.evaluation.firings import check_named
 from sae_mlflow.evaluation.layers import stored_stand_in
 from sae_mlflow.evaluation.page import Card
 from sae_mlflow.evaluation.splice import Splicer
+from sae_mlflow.evaluation.stored_settings import stored_settings
 from sae_mlflow.formats.sae_files import CONFIG_FILE as SAE_CONFIG_FILE
+from sae_mlflow.formats.stored_sae import whole_number
+from sae_mlflow.formats.weight_files import read_json
 from sae_mlflow.lm.hookpoints import LanguageModel
 from sae_mlflow.lm.loading import load_language_model, load_tokenizer
 from sae_mlflow.lm.sites import Site
@@ -51,6 +53,8 @@ class Request:
     latents: int
     """How many `latents.html` shows, beside the named ones."""
     named: tuple[int, ...] = ()
+    trust_remote_code: bool = False
+    """Whether code that models bring along may run: the store's word is not enough."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,9 +152,10 @@ def _read(store: Store, row: RunRow, request: Request, scratch: Path) -> _Traine
         raise UserError("It has no parent run, which would hold its settings. Train it again.")
     settings = store.download(f"runs:/{row.parent_id}/{CONFIG_FILE}", scratch)
     file = store.download(f"runs:/{row.run_id}/{SAE_FOLDER}/{SAE_CONFIG_FILE}", scratch)
-    config = json.loads(file.read_text(encoding="utf-8"))
-    check_named(request.named, config["d_sae"])
-    return _Trained(row, load_settings(str(settings)), _site(row, config.get("metadata", {})))
+    config = read_json(file)
+    check_named(request.named, whole_number(config, "d_sae", Path(file.name)))
+    site = _site(row, config.get("metadata", {}))
+    return _Trained(row, stored_settings(settings, request.trust_remote_code), site)
 
 
 def _site(row: RunRow, about: Mapping[str, Any]) -> Site:
@@ -166,8 +171,10 @@ def _site(row: RunRow, about: Mapping[str, Any]) -> Site:
 def _windows(store: Store, group: Sequence[_Trained], tokenizer: Any) -> Windows:
     windows = token_windows(group[0].settings.text, tokenizer)
     for each in group:
+        # without one, the settings of a store that others wrote could have any file here read, and
+        # shown in the page that goes back to it
         digest = store.data_set_digest(each.row.parent_id or "")
-        if digest not in (None, windows.sha256[:DIGEST_LENGTH]):
+        if digest != windows.sha256[:DIGEST_LENGTH]:
             raise UserError(
                 f"The text ({windows.source}) isn't what it was trained on: what was held out then "
                 "isn't known any more. Restore the text, or train again."

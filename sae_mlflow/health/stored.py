@@ -24,6 +24,7 @@ READ_METRICS = (
 )
 
 _PREFIX = "health."
+_MOST_EPOCHS = 1_000_000  # a larger step is none, and a list up to it would take all memory
 
 
 def judge_run(store: "Store", row: "RunRow") -> Verdict:
@@ -36,12 +37,11 @@ def judge_run(store: "Store", row: "RunRow") -> Verdict:
 def stored_history(store: "Store", row: "RunRow") -> History:
     """What the checks read of a run's metrics: a value an epoch, None where there is none."""
     there = [metric for metric in READ_METRICS if metric in row.metrics]
-    points = list(store.history(row.run_id, there))
+    points = [p for p in store.history(row.run_id, there) if 1 <= p[1] <= _MOST_EPOCHS]
     n_epochs = max((epoch for _, epoch, _ in points), default=0)
     history: dict[str, list[float | None]] = {metric: [None] * n_epochs for metric in there}
     for metric, epoch, value in points:
-        if epoch >= 1:
-            history[metric][epoch - 1] = value
+        history[metric][epoch - 1] = value
     return history
 
 

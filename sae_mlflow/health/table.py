@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sae_mlflow.health.finding import Finding, Status, Verdict, words
+from sae_mlflow.terminal import plain
 
 if TYPE_CHECKING:  # at run time it would import mlflow
     from sae_mlflow.tracking.contents import RunRow
@@ -39,7 +40,7 @@ def health_table(
     for row, verdict in judged:
         run_id = row.run_id if to_file else row.run_id[:_SHORT_ID]
         status = Text(verdict.status, style=COLOURS[verdict.status])
-        head = (Text(run_id, style="dim"), Text(_plain(row.layer)), status)
+        head = (Text(run_id, style="dim"), Text(plain(row.layer)), status)
         for finding in verdict.findings:
             table.add_row(*head, *_cells(finding, wide))
             if not to_file:
@@ -50,14 +51,9 @@ def health_table(
 
 
 def _cells(finding: Finding, wide: bool) -> Iterator[Text]:
-    found = _plain(f"{words(finding.code)}: {finding.message}")
+    found = plain(f"{words(finding.code)}: {finding.message}")
     yield Text(found if wide else f"{found}\n{finding.advice}")
     yield Text("" if finding.epoch is None else str(finding.epoch))
     yield Text(f"{finding.number:.4g}")
     if wide:
         yield Text(finding.advice)
-
-
-def _plain(text: str) -> str:
-    """Text out of a store that others may write to: no control characters reach the terminal."""
-    return "".join(c if c.isprintable() else " " for c in text)

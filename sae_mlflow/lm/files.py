@@ -141,22 +141,30 @@ def weights_hash(model: ModelSettings) -> str:
     if files.commit:
         return f"hub:{files.path}@{files.commit}"
     digest = hashlib.sha256()
-    for name, file_hash in sorted(_hashes(files.folder)):
+    for name, file_hash in sorted(_hashes(files.folder, model.trust_remote_code)):
         digest.update(f"{name} {file_hash}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
 
-def _hashes(folder: Path) -> Iterator[tuple[str, str]]:
-    """Name and sha256 of each file that decides what the model computes."""
+def _hashes(folder: Path, with_code: bool) -> Iterator[tuple[str, str]]:
+    """Name and sha256 of each file that decides what the model computes.
+
+    Args:
+        with_code: the Python code in it does as well.
+    """
     memo_file = make_folder(cache_folder()) / "weights_hashes.json"
     memo = _read_memo(memo_file)
     before = dict(memo)
-    for file in folder.iterdir():
-        if file.name == "config.json" or file.suffix in _WEIGHT_SUFFIXES:
-            stat = file.stat()
-            key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-            memo[key] = memo.get(key) or assets.sha256_of(file)
-            yield file.name, memo[key]
+    deciding = [
+        file
+        for file in folder.iterdir()
+        if file.name == "config.json" or file.suffix in _WEIGHT_SUFFIXES
+    ]
+    for file in [*deciding, *(folder.rglob("*.py") if with_code else ())]:
+        stat = file.stat()
+        key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        memo[key] = memo.get(key) or assets.sha256_of(file)
+        yield str(file.relative_to(folder)), memo[key]
     if memo != before:
         part = memo_file.with_name(f"{memo_file.name}.{os.getpid()}")
         part.write_text(json.dumps(memo), encoding="utf-8")

@@ -15,6 +15,7 @@ from sae_mlflow.lm import embedded
 from sae_mlflow.lm.files import check_name, locate
 from sae_mlflow.lm.hookpoints import LanguageModel, block_of
 from sae_mlflow.lm.quiet import quiet_transformers
+from sae_mlflow.lm.remote_code import code_of, needs_code, refusal, warn_of_code
 from sae_mlflow.lm.sites import sites
 
 
@@ -37,6 +38,7 @@ def check_model(settings: Settings) -> ModelShape:
             one that the architecture works on.
     """
     model = settings.model
+    warn_of_code(model)
     hookpoints = [hookpoint for site in sites(settings) for hookpoint in site.hookpoints]
     shape = model_shape(model)
     for layer in model.layers:
@@ -79,7 +81,12 @@ def hookpoint_widths(model: ModelSettings, hookpoints: Iterable[str]) -> dict[st
 
     # tensors that have a shape and no numbers: 7B parameters take a second and no memory
     with FakeTensorMode(), quiet_transformers():
-        sketch = LanguageModel(AutoModelForCausalLM.from_config(_config(model)), model.name)
+        sketch = LanguageModel(
+            AutoModelForCausalLM.from_config(
+                _config(model), trust_remote_code=model.trust_remote_code
+            ),
+            model.name,
+        )
         acts = sketch.activations(torch.zeros(2, 3, dtype=torch.long), hookpoints)
     for hookpoint in hookpoints:
         if hookpoint not in acts or acts[hookpoint].shape[0] != 2 * 3:
@@ -97,13 +104,25 @@ def _config(model: ModelSettings) -> Any:
 
     if model.name == EMBEDDED_MODEL:
         return LlamaConfig(**embedded.CONFIG)
+    files = locate(model)
+    # of a Hub model only with its name does transformers find the code as well
+    place = {"revision": files.commit} if model.trust_remote_code and files.commit else {}
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(locate(model).folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(
+                files.path if place else files.folder,
+                local_files_only=not place,
+                trust_remote_code=model.trust_remote_code,
+                **place,
+            )
     except (OSError, ValueError, KeyError) as error:
+        if needs_code(model, files.folder):
+            raise UserError(refusal(model)) from None
         raise UserError(
             f"{model.name}: transformers can't use its config.json: {_first_line(error)}"
         ) from None
+    if "AutoModelForCausalLM" in code_of(files.folder) and model.trust_remote_code:
+        return config
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(
             f"{model.name} is a {config.model_type} model, not a causal language model. Choose one "
@@ -124,9 +143,14 @@ def load_tokenizer(model: ModelSettings) -> Any:
     try:
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(
-                files.path, revision=files.commit, local_files_only=files.commit is None
+                files.path,
+                revision=files.commit,
+                local_files_only=files.commit is None,
+                trust_remote_code=model.trust_remote_code,
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if needs_code(model, files.folder):
+            raise UserError(refusal(model)) from None
         raise UserError(
             f"{model.name} has no tokenizer that loads: {_first_line(error)} Save one into the "
             "model's folder with `tokenizer.save_pretrained`."
@@ -141,6 +165,7 @@ def load_language_model(model: ModelSettings) -> LanguageModel:
     """
     device = resolve_device(model.device)
     files = locate(model)
+    warn_of_code(model)
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -150,10 +175,13 @@ def load_language_model(model: ModelSettings) -> LanguageModel:
                 files.path,
                 revision=files.commit,
                 local_files_only=files.commit is None,
+                trust_remote_code=model.trust_remote_code,
                 dtype=getattr(torch, model.dtype),
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if needs_code(model, files.folder):
+            raise UserError(refusal(model)) from None
         raise UserError(
             f"{model.name} can't be loaded: {_first_line(error)} Fetch or save it again."
         ) from None

@@ -1,5 +1,6 @@
 """What is asked to be drawn, held against what there is."""
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,8 @@ def finished_rows(
     if not unfinished:
         raise UserError(
             f"Experiment {experiment!r} in {store.shown_uri} has no SAE runs. Train some with "
-            f"sae-mlflow train --experiment-name {experiment!r}, or name another experiment."
+            f"sae-mlflow train --experiment-name {shlex.quote(experiment)}, or name another "
+            "experiment."
         )
     states = sorted(f"{row.name} is {row.status}" for row in unfinished)
     raise UserError(

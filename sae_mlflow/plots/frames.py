@@ -26,7 +26,10 @@ EXPERIMENT = "experiment"
 
 _SETTING_PREFIXES = ("sae.", "train.", "text.", "activations.", "model.")
 # about the whole training, about the machine, and about what is logged of it
-_NO_SETTING = {"model.layers", "model.device", "train.log_every_tokens"}
+_NO_SETTING = {
+    *("model.layers", "model.device", "model.trust_remote_code"),
+    "train.log_every_tokens",
+}
 
 
 class HasSettings(Protocol):

@@ -1,7 +1,6 @@
 """Pictures and pages on their way: drawn, copied, logged to the run that holds their data."""
 
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from sae_mlflow.plots.choice import Choice
 from sae_mlflow.plots.drawing import Drawable, draw_all
 from sae_mlflow.plots.pictures import Picture
+from sae_mlflow.terminal import warn
 from sae_mlflow.whole_file import whole_file
 
 if TYPE_CHECKING:  # at run time it would import mlflow
@@ -52,7 +52,7 @@ def carry_out(
     for job in jobs:
         if not job.picture.has_data:
             what = job.picture.metric or "training metrics"
-            _warn(f"{job.picture.files[0].name} isn't drawn: no {what} in the store.")
+            warn(f"{job.picture.files[0].name} isn't drawn: no {what} in the store.")
     with_data = [job for job in jobs if job.picture.has_data]
     by_home = [(home, list(group)) for home, group in groupby(with_data, lambda job: job.home)]
     with TemporaryDirectory(prefix="sae_mlflow-") as scratch:
@@ -103,9 +103,5 @@ def _log(store: "Store", run_id: str, folder: Path) -> list[str]:
     addresses = store.log_plots(run_id, folder)
     if addresses is None:
         names = ", ".join(sorted(file.name for file in folder.iterdir()))
-        _warn(f"not logged: {names}: run {run_id} has been deleted.")
+        warn(f"not logged: {names}: run {run_id} has been deleted.")
     return addresses or []
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)

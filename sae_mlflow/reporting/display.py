@@ -14,7 +14,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
+from sae_mlflow.terminal import ShownLines, plain, shown
 from sae_mlflow.train import EpochRecord, StepRecord
 
 _MAX_LINES_PER_LAYER = 10
@@ -30,14 +32,16 @@ class Display:
         if not self.console.is_terminal:
             self.console = Console(file=self.console.file, width=_PLAIN_WIDTH, highlight=False)
         handler = RichHandler(console=self.console, show_time=False, show_path=False)
+        handler.addFilter(ShownLines())
         logging.getLogger("sae_mlflow").handlers = [handler]
         logging.getLogger("sae_mlflow").setLevel(logging.INFO)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(shown(text), markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        line = shown(f"warning: {text}")
+        self.console.print(line, style="yellow", markup=False, soft_wrap=True)
 
     @contextmanager
     def harvest(self, n_tokens: int) -> Iterator[Callable[[int], None]]:
@@ -63,11 +67,11 @@ class Display:
             yield BarLayer(progress, label, epochs, epoch_tokens)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(plain(title), style="table.title"), title_justify="left")
         for column in columns:
             table.add_column(column, justify="left" if column in {"layer", "run"} else "right")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(plain(cell)) for cell in row))
         self.console.print(table)
 
     def _progress(self, note: str) -> Progress:

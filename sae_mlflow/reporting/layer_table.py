@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from sae_mlflow.config import SAESettings, Settings
 from sae_mlflow.health.finding import Verdict
 from sae_mlflow.naming import ui_page
+from sae_mlflow.reporting.markdown import literal
 
 COLUMNS = (
     "layer",
@@ -58,7 +59,7 @@ def parent_note(settings: Settings, rows: Sequence[Row]) -> str:
     """The parent run's description: what was trained, and a table of layers."""
     sae, text = settings.sae, settings.text
     lines = [
-        f"**{settings.model.label}** · {_shown(sae)} · "
+        f"**{literal(settings.model.label)}** · {_shown(sae)} · "
         f"{text.tokens:,} tokens, {settings.train.epochs} epochs",
         "",
         _table_line(COLUMNS),
@@ -85,7 +86,7 @@ def _shown(sae: SAESettings) -> str:
 def launcher_note(experiment_id: str, run_id: str, experiment: str) -> str:
     """The description of a launcher's run whose training went to another experiment."""
     return (
-        f"The training's runs are in experiment **{experiment}**: "
+        f"The training's runs are in experiment **{literal(experiment)}**: "
         f"[open them]({ui_page(experiment_id, run_id)})."
     )
 

@@ -6,6 +6,8 @@ The contract is the README's "What stands in the store". Nothing here imports `m
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sae_mlflow.terminal import plain
+
 ROLE_SWEEP = "sweep"
 ROLE_LAYER = "layer"
 ROLE_COMPARISON = "comparison"
@@ -31,7 +33,7 @@ def within_epoch(metrics: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run as a query found it."""
+    """One run as a query found it; others may have written it, so its names are made plain."""
 
     run_id: str
     name: str
@@ -47,12 +49,12 @@ class RunRow:
 
     @property
     def model(self) -> str:
-        return self.tags.get("sae.model", "")
+        return plain(self.tags.get("sae.model", ""))
 
     @property
     def layer(self) -> str:
-        return self.tags.get("sae.layer", "")
+        return plain(self.tags.get("sae.layer", ""))
 
     @property
     def architecture(self) -> str:
-        return self.tags.get("sae.architecture", "")
+        return plain(self.tags.get("sae.architecture", ""))

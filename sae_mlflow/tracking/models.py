@@ -18,6 +18,7 @@ from mlflow.tracking import MlflowClient
 
 from sae_mlflow.errors import UserError
 from sae_mlflow.tracking.contents import SAE_FOLDER, RunRow
+from sae_mlflow.tracking.filters import filter_value
 
 # that it waits up to 300 seconds for a model's version, which is there at once
 logging.getLogger("mlflow.store.model_registry.abstract_store").setLevel(logging.WARNING)
@@ -79,7 +80,8 @@ class Models:
 
     def version_of_run(self, name: str, run_id: str) -> str | None:
         """The newest version of a registered model that comes from a run."""
-        found = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        where = f"name = {filter_value(name)} and run_id = {filter_value(run_id)}"
+        found = self._client.search_model_versions(where)
         return max((str(each.version) for each in found), key=int, default=None)
 
     def aliased_version(self, name: str, alias: str) -> str | None:

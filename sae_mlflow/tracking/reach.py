@@ -7,7 +7,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
 
-from sae_mlflow.errors import OutOfReach
+from sae_mlflow.errors import OutOfReach, UserError
+from sae_mlflow.secrets import remember, without_secrets
 
 _PROBE_SECONDS = 5.0
 _QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
@@ -21,14 +22,22 @@ def check_reachable(uri: str) -> None:
     An HTTP store is asked for its health, a database server for a connection, and a SQLite file
     for a folder that it can be written in. Other kinds (Databricks, plug-ins) are left to MLflow.
     """
-    parts = urlsplit(uri)
+    remember(uri)
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError:  # whose text quotes a piece of what may be a password
+        raise UserError(
+            f"The tracking store's address {without_secrets(uri)} can't be read. In a user's name "
+            "or password, write : / ? # [ ] @ as %3A %2F %3F %23 %5B %5D %40."
+        ) from None
     scheme = parts.scheme.split("+")[0]
     if scheme in {"http", "https"}:
         _check_http(uri)
     elif scheme == "sqlite":
         _check_sqlite(uri)
     elif scheme in _DATABASE_PORTS:
-        _check_port(uri, parts.hostname or "localhost", parts.port or _DATABASE_PORTS[scheme])
+        _check_port(uri, parts.hostname or "localhost", port or _DATABASE_PORTS[scheme])
 
 
 def answer_quickly() -> None:
@@ -47,8 +56,8 @@ def hide_password(uri: str) -> str:
 
 def hide_password_in(text: str, uri: str) -> str:
     """A text that may quote a URI, without the URI's password."""
-    password = urlsplit(uri).password
-    return text.replace(f":{password}@", ":***@") if password else text
+    remember(uri)
+    return without_secrets(text)
 
 
 def _check_http(uri: str) -> None:
@@ -94,7 +103,8 @@ def _head(file: Path) -> bytes:
 
 
 def _unreachable(uri: str, reason: object, fix: str) -> OutOfReach:
+    why = hide_password_in(str(reason), uri)
     return OutOfReach(
-        f"The tracking store {hide_password(uri)} can't be reached: {reason}. {fix} "
+        f"The tracking store {hide_password(uri)} can't be reached: {why}. {fix} "
         "(It comes from --tracking-uri or MLFLOW_TRACKING_URI.)"
     )

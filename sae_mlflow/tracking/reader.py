@@ -14,14 +14,16 @@ from mlflow.protos.databricks_pb2 import (
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
-from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 from mlflow.utils.uri import is_models_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from sae_mlflow.errors import OutOfReach, UserError, known
 from sae_mlflow.naming import ui_page
+from sae_mlflow.terminal import plain, plain_lines
+from sae_mlflow.tracking.client import Client
 from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP, RunRow
+from sae_mlflow.tracking.filters import filter_value
 from sae_mlflow.tracking.models import Models
 from sae_mlflow.tracking.reach import check_reachable, hide_password, hide_password_in
 
@@ -38,12 +40,13 @@ class StoreReader:
         self.uri: str = uri or mlflow.get_tracking_uri()
         check_reachable(self.uri)
         try:
-            self._client = MlflowClient(tracking_uri=self.uri)
+            self._client = Client(tracking_uri=self.uri)
             self._client.search_experiments(max_results=1)
         except (MlflowException, SQLAlchemyError, CommandError) as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(
-                f"The tracking store {self.shown_uri} can't be opened: {first}"
+                f"The tracking store {self.shown_uri} can't be opened: "
+                f"{hide_password_in(first, self.uri)}"
             ) from None
         self.models = Models(self._client)
 
@@ -84,9 +87,9 @@ class StoreReader:
         if self.uri.startswith("http"):
             ui = f"open {self.address(experiment_id)}"
         else:
-            where = "" if is_default else f" --backend-store-uri {shown}"
+            where = "" if is_default else f" --backend-store-uri {shlex.quote(shown)}"
             ui = f"mlflow ui{where}   then open {self.address(experiment_id)}"
-        where = "" if is_default else f" --tracking-uri {shown}"
+        where = "" if is_default else f" --tracking-uri {shlex.quote(shown)}"
         name = shlex.quote(experiment)
         return [
             f"Store: {shown}, experiment {experiment}",
@@ -146,7 +149,7 @@ class StoreReader:
         if finished:
             where += " and attributes.status = 'FINISHED'"
         if parent_id:
-            where += f" and tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = '{parent_id}'"
+            where += f" and tags.`{mlflow_tags.MLFLOW_PARENT_RUN_ID}` = {filter_value(parent_id)}"
         if not also:
             return list(self._search(experiment_id, where))
         try:
@@ -224,14 +227,15 @@ class StoreReader:
 
 
 def _row(run: Run) -> RunRow:
+    """Others may have written it: what steers a terminal, and no XML may hold, is left out."""
     return RunRow(
         run_id=run.info.run_id,
-        name=run.info.run_name or "",
+        name=plain(run.info.run_name or ""),
         experiment_id=run.info.experiment_id,
         parent_id=run.data.tags.get(mlflow_tags.MLFLOW_PARENT_RUN_ID),
         status=run.info.status,
         start_time=run.info.start_time or 0,
-        params=run.data.params,
-        metrics=run.data.metrics,
-        tags=run.data.tags,
+        params={key: plain(value) for key, value in run.data.params.items()},
+        metrics={key: value for key, value in run.data.metrics.items() if key.isprintable()},
+        tags={key: plain_lines(value) for key, value in run.data.tags.items()},
     )

@@ -24,6 +24,8 @@ from sae_mlflow.tracking.reader import StoreReader
 logging.getLogger("alembic").setLevel(logging.WARNING)  # a new SQLite store tells 40 migrations
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would cut ours in two
+# a line for each run, with whatever password the store's address has
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 
 class Store(StoreReader):

@@ -1,5 +1,6 @@
 """Where trainings stand, read from the store."""
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ class Watch:
         if not shown:
             raise UserError(
                 f"Experiment {experiment!r} in {self._store.shown_uri} has no SAE training to "
-                f"watch. Start one with sae-mlflow train --experiment-name {experiment!r}."
+                "watch. Start one with "
+                f"sae-mlflow train --experiment-name {shlex.quote(experiment)}."
             )
         return [row.run_id for row in reversed(shown)]
 

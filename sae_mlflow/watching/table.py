@@ -10,6 +10,7 @@ from rich.text import Text
 from sae_mlflow.errors import known
 from sae_mlflow.health.finding import parse_reasons, shown
 from sae_mlflow.history import STORED_INFINITY
+from sae_mlflow.terminal import plain
 from sae_mlflow.watching.state import RUNNING, WAITING, LayerState, TrainingState
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -73,11 +74,6 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def plain(text: str) -> str:
-    """Text out of a store that others may write to: no control characters reach the terminal."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def title(training: TrainingState) -> str:

@@ -1,0 +1,113 @@
+"""What must not be seen: passwords in addresses and tokens of the environment, out of any text.
+
+An address is known by its form, a token by its own form or by standing in the environment under a
+name that says so. What a password is beyond its address is known where it is long enough that no
+word of a text is it by chance.
+"""
+
+import functools
+import html
+import json
+import os
+import re
+from collections.abc import Iterator
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
+
+HIDDEN = "***"
+
+_WORDS = "password|passwd|pwd|token|secret|api_?key|access_?key|credential|signature"
+_END = r"\s'\"<>`"  # of an address within a text
+_USER_INFO = re.compile(
+    # a path takes one of the slashes away
+    rf"(?P<slashes>:/{{1,2}})(?P<user>[^:/?#@{_END}]{{0,400}})"
+    # a port is no password, though an @ may come after it
+    rf"(?:(?P<colon>:)(?!\d{{1,5}}(?:/|\Z))(?P<password>[^{_END}]{{0,400}}))?@"
+)
+_IN_QUERY = re.compile(
+    rf"(?P<key>(?:[?&;]|%3F|%26|%3B)[\w.-]{{0,40}}(?:{_WORDS})[\w.-]{{0,40}}(?:=|%3D))"
+    rf"(?:(?!%26|%3B)[^&;{_END}])+",
+    re.IGNORECASE,
+)
+_GIVEN = re.compile(
+    rf"(?P<key>\b(?:password|passwd|pwd)=|authorization['\"]?[:=]\s*['\"]?(?:bearer |basic )?)"
+    rf"[^&;,{_END}]+",
+    re.IGNORECASE,
+)
+_TOKEN = re.compile(
+    r"\b(?:hf_\w{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}"
+    r"|dapi[0-9a-f]{32}|AKIA[0-9A-Z]{16}|pypi-[\w-]{20,})"
+)
+_SECRET_NAME = re.compile(rf"{_WORDS}|_auth$|private_?key", re.IGNORECASE)
+_LONG_USER = 20  # characters: no name has as many, a token has
+_STRONG, _VERY_LONG = 8, 16
+
+_remembered: set[str] = set()
+
+
+def remember(address: str) -> None:
+    """Know an address that isn't in the environment: its password is hidden in all texts then."""
+    _remembered.add(address)
+
+
+def without_secrets(text: str) -> str:
+    """A text as it may be shown or stored: `postgresql://me:***@host/db`."""
+    known = tuple(os.environ.items()), tuple(sorted(_remembered))
+    for secret, instead in _hidden(*known):
+        text = text.replace(secret, instead)
+    text = _USER_INFO.sub(_hidden_user, text)
+    for pattern in (_IN_QUERY, _GIVEN):
+        text = pattern.sub(rf"\g<key>{HIDDEN}", text)
+    return _TOKEN.sub(HIDDEN, text)
+
+
+def _hidden_user(match: re.Match[str]) -> str:
+    user, password, start = match["user"], match["password"], match.start()
+    scheme = match.string[max(start - 5, 0) : start].lower()
+    bare = password in (None, "", "x-oauth-basic")
+    if len(user) >= _LONG_USER or (bare and scheme.endswith(("http", "https"))):
+        user = HIDDEN
+    return f"{match['slashes']}{user}" + (f":{HIDDEN}@" if match["colon"] else "@")
+
+
+@functools.lru_cache(maxsize=4)
+def _hidden(
+    environment: tuple[tuple[str, str], ...], addresses: tuple[str, ...]
+) -> list[tuple[str, str]]:
+    """What is known to be secret, and what stands in its place; the longest first."""
+    secrets: set[str] = set()
+    passwords: set[str] = set()
+    for name, value in environment:
+        if _SECRET_NAME.search(name) and not value.startswith(("/", "~", ".")):
+            secrets.add(value)
+    for address in [*addresses, *(value for _, value in environment if "://" in value)]:
+        passwords |= set(_passwords(address))
+        secrets |= {m[0].removeprefix(m["key"]) for m in _IN_QUERY.finditer(address)}
+        secrets |= {m["user"] for m in _USER_INFO.finditer(address)}  # a token, perhaps
+    found = {form: HIDDEN for s in secrets | passwords for form in _forms(s) if _is_strong(form)}
+    # of a weak one, which any text may have as a word, only what is in its place
+    found |= {f":{form}@": f":{HIDDEN}@" for password in passwords for form in _forms(password)}
+    return sorted(found.items(), key=lambda pair: -len(pair[0]))
+
+
+def _passwords(address: str) -> Iterator[str]:
+    """That an address may be meant to have: in one that isn't well formed, an @ is ambiguous."""
+    for length in (".*", ".*?"):
+        match = re.match(rf"[\w.+-]+://[^:/@]*:({length})@", address, re.DOTALL)
+        if match and match[1]:
+            yield match[1]
+
+
+def _is_strong(secret: str) -> bool:
+    """Whether it's no word that a text may have by chance."""
+    if len(secret) < _STRONG:
+        return False
+    return len(secret) >= _VERY_LONG or not (secret.isalpha() and secret.islower())
+
+
+def _forms(secret: str) -> set[str]:
+    """As it is, and as addresses, JSON, Python and HTML write it."""
+    forms: set[str] = {secret}
+    for plain in (secret, unquote(secret), unquote_plus(secret)):
+        forms |= {plain, quote(plain), quote(plain, safe=""), quote(plain, safe=" +")}
+        forms |= {quote_plus(plain), html.escape(plain), json.dumps(plain)[1:-1], repr(plain)[1:-1]}
+    return forms

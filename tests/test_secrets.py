@@ -1,0 +1,277 @@
+"""Passwords and tokens: never in a store, on a terminal, in an error or in a file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import typer
+import yaml
+from tracking_server import TrackingServer
+
+from sae_mlflow import assets
+from sae_mlflow.commands.cli import run_cli
+from sae_mlflow.errors import UserError
+from sae_mlflow.reporting.display import Display
+from sae_mlflow.secrets import remember, without_secrets
+from sae_mlflow.text.embedded import TEXT
+from sae_mlflow.tracking.store import Store
+
+SECRET = "S3cret-of-mine!"
+AWKWARD = "p@ss/w0rd'\"&%é"  # what an address, JSON and HTML each write in another way
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://me:secret@host:5432/db failed", "postgresql://me:***@host:5432/db failed"),
+        ("'mysql+pymysql://me:a@b/c:d@host/db'", "'mysql+pymysql://me:***@host/db'"),
+        ("http://a:b@c/d and http://e:f@g", "http://a:***@c/d and http://e:***@g"),
+        ("https://ghtoken@github.com/me/x.git", "https://***@github.com/me/x.git"),
+        ("https://0123456789abcdef0123:@host", "https://***:***@host"),
+        (
+            "mysql://host/db?user=me&password=abc&ssl=1",
+            "mysql://host/db?user=me&password=***&ssl=1",
+        ),
+        ("http://h/?api_key=abc", "http://h/?api_key=***"),
+        (
+            "x?odbc_connect=UID%3Dme%3BPWD%3Dabc%3BA%3D1",
+            "x?odbc_connect=UID%3Dme%3BPWD%3D***%3BA%3D1",
+        ),
+        ("no file https:/me:secret@host/a.txt here", "no file https:/me:***@host/a.txt here"),
+        ("host=x password=abc user=me", "host=x password=*** user=me"),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
+        ("hf_abcdefghijklmnopqrstuvwx is wrong", "*** is wrong"),
+    ],
+)
+def test_a_secret_is_known_by_its_form(text, shown):
+    assert without_secrets(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sqlite:////home/me/mlflow.db",
+        "postgresql://me@host/db",
+        "http://127.0.0.1:5000/#/experiments/1/runs/2?workflowType=machine_learning",
+        "ssh://git@github.com/me/x.git",
+        "models:/gpt2-layer10@best moved to version 2",
+        "text.tokens = 4096; token 17 of 50; the password is asked for",
+        "mail me@host.org, or see https://host/a?b=1#c and layers.10.mlp:input",
+    ],
+)
+def test_what_is_no_secret_stays(text):
+    assert without_secrets(text) == text
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HF_TOKEN", SECRET),
+        ("MLFLOW_TRACKING_PASSWORD", SECRET),
+        ("AWS_SECRET_ACCESS_KEY", SECRET),
+        ("HTTPS_PROXY", f"http://me:{SECRET}@proxy:3128"),
+        ("PIP_INDEX_URL", f"https://{SECRET}{SECRET}@index/simple"),
+        ("DATABASE_URL", f"mysql://host/db?password={SECRET}"),
+    ],
+)
+def test_what_the_environment_keeps_secret_is_hidden_wherever_it_stands(
+    variable, value, monkeypatch
+):
+    text = f"the server answered: {value.partition('=')[2] or value} ({SECRET * 2})"
+    monkeypatch.setenv(variable, value)
+    assert SECRET not in without_secrets(text)
+
+
+@pytest.mark.parametrize("write", [str, quote, lambda s: quote(s, safe=""), json.dumps, repr])
+def test_a_password_is_hidden_however_it_is_written(write):
+    remember(f"postgresql://me:{AWKWARD}@host/db")
+    shown = without_secrets(
+        f"it said {write(AWKWARD)} and postgresql://me:{write(AWKWARD)}@host/db"
+    )
+    assert "w0rd" not in shown and "host/db" in shown
+
+
+def test_a_weak_password_is_hidden_in_its_place_and_words_stay_words():
+    remember("postgresql://mlflow:mlflow@host/mlflow")
+    text = "mlflow run failed at postgresql://mlflow:mlflow@host/mlflow"
+    assert without_secrets(text) == "mlflow run failed at postgresql://mlflow:***@host/mlflow"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"http://me:{SECRET}@127.0.0.1:9/",
+        f"postgresql://me:{SECRET}@127.0.0.1:9/db",
+        f"postgresql://me:{SECRET}/{SECRET}@127.0.0.1:9/db",
+        f"postgresql://me:{SECRET}[@127.0.0.1:9/db",
+        f"mysql://127.0.0.1:9/db?user=me&password={SECRET}",
+        f"sqlite:////nowhere/at/all.db?password={SECRET}",
+        f"nosuch://me:{SECRET}@127.0.0.1:9/db",
+    ],
+)
+def test_a_store_out_of_reach_is_told_of_without_its_password(address):
+    with pytest.raises(UserError) as caught:
+        Store(address)
+    assert SECRET not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_pip_says_is_told_without_its_indexs_password():
+    stderr = f"ERROR: no match at https://me:{SECRET}@index.example/simple/\n"
+    said = assets._why_pip_failed(TEXT, stderr)
+    assert SECRET not in said and "https://me:***@index.example/simple/" in said
+
+
+def test_an_unexpected_error_has_its_traceback_without_secrets(capsys):
+    app = typer.Typer()
+
+    @app.command()
+    def fails() -> None:
+        raise RuntimeError(f"could not connect to postgresql://me:{SECRET}@host/db")
+
+    argv, sys.argv = sys.argv, ["x"]
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_cli(app)
+    finally:
+        sys.argv = argv
+    said = capsys.readouterr().err
+    assert end.value.code == 1
+    assert said.startswith("Traceback") and "postgresql://me:***@host/db" in said
+    assert SECRET not in said
+
+
+def test_the_display_hides_secrets_in_lines_warnings_and_logs(capsys):
+    import logging
+
+    from rich.console import Console
+
+    display = Display(Console(width=200))
+    address = f"http://me:{SECRET}@host"
+    display.say(address)
+    display.warn(address)
+    logging.getLogger("sae_mlflow.any").warning("at %s", address)
+    said = capsys.readouterr().out
+    assert said.count("http://me:***@host") == 3 and SECRET not in said
+
+
+# -- a real training, with a secret in every place ------------------------------------------
+
+PLACES = {
+    "tracking": "Tracking-Pass-1x",
+    "hf": "hf_Token2xTokenTokenToken2x",
+    "mlflow": "Mlflow-Token-3x",
+    "proxy": "Proxy-Pass-4x",
+    "index": "Index-Pass-5x",
+    "git": "ghp_Git6xGit6xGit6xGit6xGit6x",
+    "source": "Source-Pass-7x",
+    "model": "Model-Pass-8x",
+    "database": "Database-Pass-9x",
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_model, text_file):
+    """What is left of trainings by command, one that goes well and two that don't: texts."""
+    folder = tmp_path_factory.mktemp("secrets")
+    served = folder / "served"
+    served.mkdir()
+    project = folder / "project"
+    project.mkdir()
+    remote = f"https://{PLACES['git']}@github.com/me/project.git"
+    for words in (
+        ["init", "-q"],
+        ["remote", "add", "origin", remote],
+        [
+            *("-c", "user.name=me", "-c", "user.email=me@host"),
+            *("commit", "-q", "--allow-empty", "-m", "first"),
+        ],
+    ):
+        subprocess.run(["git", *words], cwd=project, check=True)
+    config = {
+        "experiment": "kept",
+        "trackers": ["mlflow", "tensorboard"],
+        "register": True,
+        "model": {"name": str(tiny_model), "layers": [1], "device": "cpu"},
+        "text": {"source": str(text_file), "tokens": 2048, "context": 32},
+        "sae": {"k": 4},
+        "train": {"batch_tokens": 128, "epochs": 1},
+        "output": {"dir": "out"},
+        "plots": {"after_training": False},
+    }
+    # MLflow tags a run with the repository of the file that was started
+    (project / "start.py").write_text("from sae_mlflow.__main__ import main\nmain()\n")
+    (project / "x.yaml").write_text(yaml.safe_dump(config))
+    environment = os.environ | {
+        "HF_TOKEN": PLACES["hf"],
+        "MLFLOW_TRACKING_TOKEN": PLACES["mlflow"],
+        "HTTPS_PROXY": f"http://me:{PLACES['proxy']}@127.0.0.1:9",
+        "PIP_INDEX_URL": f"https://me:{PLACES['index']}@127.0.0.1:9/simple",
+        "DATABASE_URL": f"postgresql://host/db?user=me&password={PLACES['database']}",
+        "SAE_MLFLOW_CACHE": str(folder / "cache"),
+        "SAE_MLFLOW_STATE": str(folder / "state"),
+        "NO_PROXY": "127.0.0.1",
+    }
+    server = TrackingServer(served)
+    server.start()
+    uri = server.uri.replace("http://", f"http://me:{PLACES['tracking']}@")
+    said = []
+
+    def run(*words: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "start.py", *words, "--tracking-uri", uri],
+            cwd=project,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        said.append(done.stdout + done.stderr)
+        return done.returncode
+
+    try:
+        assert run("train", "--config", "x.yaml") == 0, said
+        no_text = f"text.source=https://me:{PLACES['source']}@127.0.0.1:9/a.txt"
+        assert run("train", "--config", "x.yaml", "--set", no_text) == 2
+        no_model = f"https://me:{PLACES['model']}@127.0.0.1:9/model"
+        assert run("train", "--config", "x.yaml", "--model-name", no_model) == 2
+        assert run("report", "--experiment", "kept", "--output", "report.html") == 0
+        runs = {row.status: row for row in _rows(server.uri)}
+    finally:
+        server.stop()
+    return folder, said, runs
+
+
+def _rows(uri):
+    store = Store(uri)
+    return store.parent_runs(store.find_experiment("kept"), running=False)
+
+
+def _holders(folder: Path, secret: str) -> list[Path]:
+    forms = [secret.encode(), quote(secret, safe="").encode()]
+    ours = [f for f in folder.rglob("*") if f.is_file() and ".git" not in f.parts]
+    assert len(ours) > 30
+    return [file for file in ours if any(form in file.read_bytes() for form in forms)]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_training_leaves_no_secret_anywhere(trained, place):
+    """Neither in the database, nor in artifacts, plain files, TensorBoard's, or on the terminal."""
+    folder, said, _ = trained
+    assert PLACES[place] not in "\n".join(said)
+    assert _holders(folder, PLACES[place]) == []
+
+
+def test_what_was_hidden_is_still_told_of(trained):
+    """So that the test above looked at runs that would have had them."""
+    _, said, runs = trained
+    assert set(runs) == {"FINISHED", "FAILED"}
+    repository = runs["FINISHED"].tags["mlflow.source.git.repoURL"]
+    assert repository.endswith("github.com/me/project.git")
+    assert runs["FAILED"].params["text.source"] == "https://me:***@127.0.0.1:9/a.txt"
+    assert "https:/me:***@127.0.0.1:9/a.txt" in runs["FAILED"].tags["sae.failure"]
+    assert any("http://me:***@127.0.0.1" in text for text in said)
+    assert "https://me:***@127.0.0.1:9/model" in said[2]
