@@ -44,9 +44,11 @@ class Synthetic:
         self._train = Batch(x[:n_train], y[:n_train])
         self.held_out = Batch(x[n_train:], y[n_train:])
 
-    def batches(self, batch_tokens: int, generator: torch.Generator) -> Iterator[Batch]:
+    def batches(
+        self, batch_tokens: int, generator: torch.Generator, skip: int = 0
+    ) -> Iterator[Batch]:
         order = torch.randperm(self.n_train, generator=generator)
-        for rows in order.split(batch_tokens):
+        for rows in order.split(batch_tokens)[skip:]:
             if len(rows) == batch_tokens:
                 yield self._rows(rows)
 

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from sae_mlflow import architectures, naming
+from sae_mlflow.config_checkpoint import CheckpointSettings
 from sae_mlflow.config_errors import explain
 from sae_mlflow.config_files import find_config, read_config
 from sae_mlflow.config_health import HealthSettings
@@ -296,6 +297,7 @@ class Settings(_Section):
     sae: SAESettings = SAESettings()
     train: TrainSettings = TrainSettings()
     health: HealthSettings = HealthSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
     plots: PlotSettings = PlotSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     output: OutputSettings = OutputSettings()

@@ -1,5 +1,7 @@
 """The definitions of the metrics, each once; over a whole set, never as the mean of batches."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,19 @@ class Tally:
         """Add a batch's sum to a running one; `mean` divides it by the tokens."""
         wide = value.detach().cpu().double() if value.is_mps else value.detach().double()
         self._sums[name] = self._sums[name] + wide if name in self._sums else wide
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it holds beside the number of tokens."""
+        return self._sums | ({} if self._fired is None else {"fired": self._fired})
+
+    @classmethod
+    def of(cls, tokens: int, tensors: Mapping[str, Tensor]) -> "Tally":
+        """What `tokens` and `tensors` were taken from, to be added to."""
+        tally = cls()
+        tally.tokens, tally._sums = tokens, dict(tensors)
+        tally._fired = tally._sums.pop("fired", None)
+        return tally
 
     def copy(self) -> "Tally":
         """The sums as they are now."""

@@ -20,13 +20,16 @@ from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.layer_table import parent_note
 from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.runs import outputs
-from sae_mlflow.runs.guards import drawing, optional, recorded
+from sae_mlflow.runs.checkpoints import checkpoints_folder
+from sae_mlflow.runs.guards import drawing, optional
 from sae_mlflow.runs.health import judge_again
 from sae_mlflow.runs.layer import train_layer
 from sae_mlflow.runs.mirror import check_trackers, complete_mirrors
-from sae_mlflow.runs.parent import choose_experiment, log_settings, log_text_read, open_parent
+from sae_mlflow.runs.parent import choose_experiment, log_settings, log_text_read
+from sae_mlflow.runs.resume import find_parent, finished_layer, hint_to_resume, parent_run
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import build_sae
+from sae_mlflow.stopping import Stopping
 from sae_mlflow.text.corpus import Windows, token_windows
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.store import Store
@@ -39,12 +42,18 @@ def run_training(
     experiment_name: str | None = None,
     tracking_uri: str | None = None,
     clock: Stopwatch | None = None,
+    stopping: Stopping | None = None,
+    resume: str | None = None,
+    command: str = "sae-mlflow train --config CONFIG",
 ) -> Training:
     """Train an SAE on every layer of the settings; each is a run in the tracking store.
 
     Args:
         experiment_name: wins over the experiment in the settings.
         tracking_uri: the store; unset means MLflow's own setting.
+        resume: go on with a training that was interrupted: its parent run's id, or `auto` for the
+            newest of these settings in the experiment.
+        command: what starts this training, for the hint how it goes on.
 
     Raises:
         UserError: whatever a user can mend. Runs that were opened are FAILED by then, with the
@@ -56,6 +65,7 @@ def run_training(
         outputs.check_folder(settings.output.dir)
         pictures = outputs.pictures(settings)
         check_trackers(settings.trackers)
+        checkpoints_folder(settings)
         n_layers = check_model(settings).n_layers
         device = resolve_device(settings.model.device)
     with clock.stage("store"):
@@ -64,19 +74,27 @@ def run_training(
     training = Training(
         settings, store, experiment, experiment_id, display, clock, device, pictures, n_layers
     )
-    with recorded(open_parent(training)) as parent:
-        log_settings(training, parent)
-        display.say(f"Runs: {store.address(experiment_id, parent.run_id)}")
-        windows, all_acts = _activations(training, parent)
-        for acts in all_acts:
-            training.rows.append(train_layer(training, parent, acts))
-            parent.describe(parent_note(settings, training.rows))
-        if settings.evaluate.after_training:
-            with optional(display, "The evaluation isn't complete"):
-                _evaluate(training, windows, all_acts)
-            parent.describe(parent_note(settings, training.rows))
-        _finish(training, parent)
+    training.stopping = stopping or training.stopping
+    old = find_parent(training, resume)
+    with parent_run(training, old) as parent, hint_to_resume(training, parent, command):
+        log_settings(training, parent, old)
+        display.say(f"Runs: {store.address(training.experiment_id, parent.run_id)}")
+        _train(training, parent)
     return training
+
+
+def _train(training: Training, parent: OpenRun) -> None:
+    """All layers, those that have been trained left out, and what follows them."""
+    settings, display = training.settings, training.display
+    windows, all_acts = _activations(training, parent)
+    for acts in all_acts:
+        training.rows.append(finished_layer(training, acts) or train_layer(training, parent, acts))
+        parent.describe(parent_note(settings, training.rows))
+    if settings.evaluate.after_training:
+        with optional(display, "The evaluation isn't complete"):
+            _evaluate(training, windows, all_acts)
+        parent.describe(parent_note(settings, training.rows))
+    _finish(training, parent)
 
 
 def _activations(training: Training, parent: OpenRun) -> tuple[Windows, list[LayerActivations]]:
@@ -87,7 +105,7 @@ def _activations(training: Training, parent: OpenRun) -> tuple[Windows, list[Lay
         windows = token_windows(settings.text, load_tokenizer(settings.model))
         if windows.note:
             display.warn(windows.note)
-        log_text_read(parent, windows)
+        log_text_read(training, parent, windows)
         plan = plan_activations(settings, windows)
         _check_trainable(plan)
     if plan.missing:
@@ -126,15 +144,14 @@ def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActi
     """What the LM loses to each SAE that was trained."""
     settings, display = training.settings, training.display
     pairs = zip(training.rows, all_acts, strict=True)
-    trained = [(row, acts) for row, acts in pairs if not row.stopped]
-    if not trained:
-        return
-    rows, their_acts = [row for row, _ in trained], [acts for _, acts in trained]
-    lm = training.language_model()
-    display.say(f"Evaluating on {settings.evaluate.tokens:,} held-out tokens")
-    with training.clock.stage("evaluate"):
-        evaluate_layers(training.store, settings, lm, windows, rows, their_acts)
-        judge_again(training)
+    waiting = [(row, acts) for row, acts in pairs if not row.stopped and not row.evaluation]
+    if waiting:
+        rows, their_acts = [row for row, _ in waiting], [acts for _, acts in waiting]
+        lm = training.language_model()
+        display.say(f"Evaluating on {settings.evaluate.tokens:,} held-out tokens")
+        with training.clock.stage("evaluate"):
+            evaluate_layers(training.store, settings, lm, windows, rows, their_acts)
+    judge_again(training)
 
 
 def _finish(training: Training, parent: OpenRun) -> None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,9 +10,11 @@ from torch import Tensor, nn
 from sae_mlflow.config import TrainSettings
 from sae_mlflow.metrics import Tally
 from sae_mlflow.optimizers import clip_gradients, forget, make_optimizer
+from sae_mlflow.records import EpochRecord, Record, StepRecord, WithinEpochRecord
 from sae_mlflow.sae import SAE, Batch, StepLoss
 from sae_mlflow.sae.resample import resample
 from sae_mlflow.schedule import default_learning_rate, learning_rate_share, warmed_up
+from sae_mlflow.train_state import EpochSoFar
 
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 INITIAL_SAMPLE_TOKENS = 8_192
@@ -24,8 +25,11 @@ class Activations(Protocol):
 
     n_train: int
 
-    def batches(self, batch_tokens: int, generator: torch.Generator) -> Iterator[Batch]:
-        """One epoch: every training token once, shuffled; `batch_tokens` each."""
+    def batches(
+        self, batch_tokens: int, generator: torch.Generator, skip: int = 0
+    ) -> Iterator[Batch]:
+        """One epoch: every training token once, shuffled; `batch_tokens` each, without the first
+        `skip` batches of that order."""
 
     def held_out_batches(self, batch_tokens: int) -> Iterator[Batch]:
         """The held-out tokens in order."""
@@ -34,47 +38,18 @@ class Activations(Protocol):
         """At most n training tokens."""
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """What one step showed, for a progress bar; numbers stay tensors so that a GPU needn't wait."""
-
-    epoch: int
-    tokens: int
-    """Tokens in this step."""
-    loss: Tensor
-    n_dead: Tensor
-    so_far: Tally
-    """The epoch up to here."""
-
-
-@dataclass(frozen=True)
-class WithinEpochRecord:
-    """What the last `log_every_tokens` tokens of a long epoch came to."""
-
-    tokens: int
-    """Training tokens since the training began."""
-    metrics: dict[str, float]
-    """The training's own; what is held out is measured at an epoch's end."""
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch came to; `metrics` under the names that stand in the store."""
-
-    epoch: int
-    """Counted from 1."""
-    metrics: dict[str, float]
-
-
-Record = StepRecord | WithinEpochRecord | EpochRecord
-
-
 def train(trainer: "Trainer", acts: Activations, seed: int) -> Iterator[Record]:
-    """Train an SAE, its first weights included; deterministic from `seed` on one machine."""
-    trainer.generator.manual_seed(seed)
-    trainer.sae.initialise(acts.sample(INITIAL_SAMPLE_TOKENS, trainer.generator), trainer.generator)
-    for epoch in range(1, trainer.settings.epochs + 1):
-        yield from trainer.epoch(epoch, acts)
+    """Train an SAE, its first weights included; deterministic from `seed` on one machine.
+
+    A trainer that was restored (`train_state`) goes on, with the same bits, from where it was.
+    """
+    if not trainer.has_begun:
+        trainer.generator.manual_seed(seed)
+        sample = acts.sample(INITIAL_SAMPLE_TOKENS, trainer.generator)
+        trainer.sae.initialise(sample, trainer.generator)
+        trainer.has_begun = True
+    while trainer.so_far.epoch <= trainer.settings.epochs:
+        yield from trainer.epoch(acts)
 
 
 class Trainer:
@@ -92,6 +67,8 @@ class Trainer:
         self.epoch_tokens = steps_per_epoch * settings.batch_tokens
         self.n_steps = steps_per_epoch * settings.epochs
         self.steps_done = 0
+        self.has_begun = False
+        self.so_far = EpochSoFar(1)
         self.peak_learning_rate = settings.learning_rate or default_learning_rate(sae.d_sae)
         self.dead_after_tokens = settings.dead_after_tokens or min(
             max(n_train // 2, 1), MAX_DEAD_AFTER_TOKENS
@@ -180,32 +157,53 @@ class Trainer:
         narrow = self.settings.precision == "bfloat16"
         return torch.autocast(self.sae.W_dec.device.type, torch.bfloat16, enabled=narrow)
 
-    def epoch(self, epoch: int, acts: Activations) -> Iterator[Record]:
-        """One pass over the training tokens, a record a step, then one for the epoch.
+    def epoch(self, acts: Activations) -> Iterator[Record]:
+        """What is left of one pass over the training tokens: a record a step, then the epoch's.
 
         Where an epoch is longer than `log_every_tokens`, there is one for every so many, too.
+        With each record everything up to it is in this object: it can be saved there.
         """
-        tally, seconds = Tally(), 0.0
-        logged, logged_seconds = tally.copy(), seconds
-        every = self.settings.log_every_tokens
+        so_far = self.so_far
+        yield from self._part()  # of a trainer that was saved right before it
         started = time.perf_counter()
-        for batch in acts.batches(self.settings.batch_tokens, self.generator):
-            rate, tokens = self.learning_rate, batch.x.shape[0]
+        for batch in acts.batches(self.settings.batch_tokens, self._order(), so_far.batches):
+            so_far.rate, tokens = self.learning_rate, batch.x.shape[0]
             loss = self.step(batch)
-            tally.add(batch.y, loss.recon, loss.l0, loss.fired)
-            tally.accumulate("total_loss", loss.total * tokens)
-            tally.accumulate("sparsity_loss", loss.sparsity * tokens)
-            seconds += time.perf_counter() - started
+            so_far.tally.add(batch.y, loss.recon, loss.l0, loss.fired)
+            so_far.tally.accumulate("total_loss", loss.total * tokens)
+            so_far.tally.accumulate("sparsity_loss", loss.sparsity * tokens)
+            so_far.batches += 1
+            so_far.seconds += time.perf_counter() - started
             total = loss.total.detach()
             del loss  # as large as the batch, and the next step needs none of it
-            yield StepRecord(epoch, tokens, total, self.dead.sum(), tally)
-            if tally.tokens - logged.tokens >= every and self.epoch_tokens > every:
-                metrics = self._metrics(tally.since(logged), rate, seconds - logged_seconds)
-                yield WithinEpochRecord(self.steps_done * self.settings.batch_tokens, metrics)
-                logged, logged_seconds = tally.copy(), seconds
+            yield StepRecord(so_far.epoch, tokens, total, self.dead.sum(), so_far.tally)
+            yield from self._part()
             started = time.perf_counter()  # what the caller does with a record isn't training
-        metrics = self._metrics(tally, rate, seconds)
-        yield EpochRecord(epoch, metrics | validate(self.sae, acts, self.settings.batch_tokens))
+        metrics = self._metrics(so_far.tally, so_far.rate, so_far.seconds)
+        metrics |= validate(self.sae, acts, self.settings.batch_tokens)
+        self.so_far = EpochSoFar(so_far.epoch + 1)
+        yield EpochRecord(so_far.epoch, metrics)
+
+    def _order(self) -> torch.Generator:
+        """What the epoch's order is drawn with: of one under way the same as before, while our own
+        generator has gone on."""
+        if self.so_far.order is None:
+            self.so_far.order = self.generator.get_state()
+            return self.generator
+        again = torch.Generator()
+        again.set_state(self.so_far.order)
+        return again
+
+    def _part(self) -> Iterator[WithinEpochRecord]:
+        """The record of a part of the epoch, where one is due."""
+        so_far, every = self.so_far, self.settings.log_every_tokens
+        tokens = so_far.tally.tokens - so_far.part_tally.tokens
+        if tokens < every or self.epoch_tokens <= every:
+            return
+        added, seconds = so_far.tally.since(so_far.part_tally), so_far.seconds - so_far.part_seconds
+        so_far.part_tally, so_far.part_seconds = so_far.tally.copy(), so_far.seconds
+        metrics = self._metrics(added, so_far.rate, seconds)
+        yield WithinEpochRecord(self.steps_done * self.settings.batch_tokens, metrics)
 
     def _metrics(self, tally: Tally, rate: float, seconds: float) -> dict[str, float]:
         """What the tallied tokens came to, under the names that stand in the store."""

@@ -30,9 +30,11 @@ class Poisoned(Synthetic):
         self.from_epoch = from_epoch
         self.epoch = 0
 
-    def batches(self, batch_tokens: int, generator: torch.Generator) -> Iterator[Batch]:
+    def batches(
+        self, batch_tokens: int, generator: torch.Generator, skip: int = 0
+    ) -> Iterator[Batch]:
         self.epoch += 1
-        for n, batch in enumerate(super().batches(batch_tokens, generator)):
+        for n, batch in enumerate(super().batches(batch_tokens, generator, skip), start=skip):
             if self.epoch >= self.from_epoch and n == 0:
                 batch.x[0, 0] = torch.nan
             yield batch

@@ -41,9 +41,9 @@ class InMemory:
         acts /= acts.square().mean().sqrt()
         self.train, self.held_out, self.n_train = acts[:n_train], acts[n_train:], n_train
 
-    def batches(self, batch_tokens, generator):
+    def batches(self, batch_tokens, generator, skip=0):
         order = torch.randperm(self.n_train, generator=generator)
-        for rows in order.split(batch_tokens):
+        for rows in order.split(batch_tokens)[skip:]:
             if len(rows) == batch_tokens:
                 yield pair(self.train[rows])
 

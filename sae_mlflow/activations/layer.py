@@ -47,6 +47,8 @@ class LayerActivations:
     """What one SAE reads and reconstructs: rows of x and of y belong to the same token."""
 
     site: Site
+    key: str
+    """Of the cache: the same for the same language model on the same text."""
     n_train: int
     """Training tokens."""
     n_held_out: int
@@ -87,12 +89,15 @@ class LayerActivations:
     def d_out(self) -> int:
         return len(self.scale_out)
 
-    def batches(self, batch_tokens: int, generator: torch.Generator) -> Iterator[Batch]:
+    def batches(
+        self, batch_tokens: int, generator: torch.Generator, skip: int = 0
+    ) -> Iterator[Batch]:
         """One epoch: every training token at most once, in an order drawn from `generator` over
         the whole set, as float32 `[batch_tokens, d]`; what is left for a last, shorter batch is
-        dropped."""
+        dropped, and the first `skip` batches aren't read."""
         order = self._train_rows[torch.randperm(self.n_train, generator=generator)]
-        for begin in range(0, self.n_train - batch_tokens + 1, batch_tokens):
+        first = skip * batch_tokens
+        for begin in range(first, self.n_train - batch_tokens + 1, batch_tokens):
             yield self._batch(order[begin : begin + batch_tokens])
 
     def held_out_batches(self, batch_tokens: int) -> Iterator[Batch]:
@@ -129,6 +134,7 @@ def _open(plan: ActivationPlan, site: Site, device: torch.device) -> LayerActiva
     n_held_out_rows = len(norms[site.reads[0]]) - plan.n_train_rows
     return LayerActivations(
         site=site,
+        key=plan.key,
         n_train=len(train_rows),
         n_held_out=len(held_out_rows),
         n_giant_train=plan.n_train_rows - len(train_rows),

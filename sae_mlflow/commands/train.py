@@ -1,8 +1,9 @@
 """`sae-mlflow train`: options to settings, a training, and how its end is told."""
 
 import os
-import signal
+import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.config import load_settings, parse_set
 from sae_mlflow.errors import UserError
+from sae_mlflow.stopping import Stopped, Stopping
 from sae_mlflow.terminal import say
 
 EXIT_SOME_STOPPED = 1
@@ -43,11 +45,20 @@ def train_command(
         str, typer.Option(help="MLflow experiment; wins over the config's.")
     ] = "",
     tracking_uri: Annotated[str, TRACKING_URI] = "",
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|RUN_ID",
+            help="Go on with a training that was interrupted: its parent run, or the newest "
+            "unfinished one of the same settings (afresh where there is none).",
+        ),
+    ] = "",
 ) -> None:
     """Train an SAE on each layer; each is a run in the tracking store.
 
-    `mlflow run . -P config=... -P model_name=... -P layers=... -P set=... -P output_dir=...` takes
-    the same options; an empty value means unset. Exits 1 if health.on_failure stopped a layer.
+    `mlflow run . -P config=... -P model_name=... -P layers=... -P set=... -P output_dir=...
+    -P resume=...` takes the same options; an empty value means unset. Exits 1 if health.on_failure
+    stopped a layer, 130 after Ctrl-C and 143 after SIGTERM.
     """
     overrides: dict[str, Any] = {
         key: value
@@ -59,16 +70,25 @@ def train_command(
         }.items()
         if value
     }
-    _stop_cleanly()
+    stopping = Stopping()
+    stopping.listen()
     try:
         settings = load_settings(config or "sae_balanced.yaml", overrides | parse_set(set_))
-        _train(settings, experiment_name or None, tracking_uri or None)
+        options = {
+            "experiment_name": experiment_name or None,
+            "tracking_uri": tracking_uri or None,
+            "resume": resume or None,
+            "command": _without_resume(sys.argv),
+        }
+        _train(settings, stopping, options)
     except UserError as error:
         _tag_launcher(error)
         raise
+    except Stopped as stopped:
+        raise SystemExit(stopped.exit_status) from None
 
 
-def _train(settings: Any, experiment_name: str | None, tracking_uri: str | None) -> None:
+def _train(settings: Any, stopping: Stopping, options: Mapping[str, Any]) -> None:
     from sae_mlflow.reporting.display import Display
     from sae_mlflow.reporting.stopwatch import Stopwatch
 
@@ -78,9 +98,7 @@ def _train(settings: Any, experiment_name: str | None, tracking_uri: str | None)
         from sae_mlflow.reporting.layer_table import COLUMNS
 
     display = Display()
-    training = run_training(
-        settings, display, experiment_name=experiment_name, tracking_uri=tracking_uri, clock=clock
-    )
+    training = run_training(settings, display, clock=clock, stopping=stopping, **options)
     display.table(settings.model.name, COLUMNS, [row.cells() for row in training.rows])
     for line in training.store.next_steps(training.experiment, training.experiment_id):
         display.say(line)
@@ -88,19 +106,19 @@ def _train(settings: Any, experiment_name: str | None, tracking_uri: str | None)
         raise typer.Exit(EXIT_SOME_STOPPED)
 
 
-def _stop_cleanly() -> None:
-    """Make SIGTERM end a training like Ctrl-C, and let what comes after not cut its clean-up off.
-
-    `mlflow run` passes Ctrl-C on as SIGINT and, at once, SIGTERM.
-    """
-
-    def stop(_signal: int, _frame: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+def _without_resume(argv: Sequence[str]) -> str:
+    """The command line that was given, as it would be typed, but for what it says of resuming and
+    what it leaves unset."""
+    words = iter(argv[2:])
+    kept = ["sae-mlflow", "train"]
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option.startswith("--") and option != "--pt" and not equals:
+            value = next(words, "")
+        if option == "--resume" or (option != "--pt" and not value):
+            continue
+        kept += [option, value] if value else [option]
+    return shlex.join(kept)
 
 
 def _tag_launcher(error: UserError) -> None:

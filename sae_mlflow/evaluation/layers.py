@@ -74,9 +74,10 @@ def _groups(
 
 
 def _log(store: Store, settings: Settings, row: Row, evaluation: Evaluation) -> None:
+    """The metrics come last: where they stand, everything does."""
     run = store.reopen(row.run_id)
-    run.log_epoch(settings.train.epochs, evaluation.metrics)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_density(evaluation, folder, model=settings.model.label, layer=row.layer)
         run.log_folder(folder, EVALUATION_FOLDER)
+    run.log_epoch(settings.train.epochs, evaluation.metrics)

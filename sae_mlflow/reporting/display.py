@@ -16,8 +16,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from sae_mlflow.records import EpochRecord, StepRecord
 from sae_mlflow.terminal import ShownLines, plain, shown
-from sae_mlflow.train import EpochRecord, StepRecord
 
 _MAX_LINES_PER_LAYER = 10
 _PLAIN_WIDTH = 120
@@ -91,6 +91,9 @@ class Display:
 class LayerDisplay:
     """Takes each record of a training."""
 
+    def resume(self, tokens: int) -> None:
+        """So many were trained on before."""
+
     def step(self, record: StepRecord) -> None: ...
 
     def epoch(self, record: EpochRecord) -> None: ...
@@ -103,6 +106,9 @@ class BarLayer(LayerDisplay):
         self._progress = progress
         self._epochs = epochs
         self._task = progress.add_task(label, total=epochs * epoch_tokens, note="")
+
+    def resume(self, tokens: int) -> None:
+        self._progress.update(self._task, completed=tokens)
 
     def step(self, record: StepRecord) -> None:
         so_far = record.so_far

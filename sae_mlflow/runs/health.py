@@ -13,6 +13,9 @@ from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import SAE
 from sae_mlflow.tracking.open_run import OpenRun
 
+STOPPED = "health.on_failure=stop"
+"""How the reason of a run begins that was stopped for its health."""
+
 History = Mapping[str, list[float]]
 
 
@@ -38,7 +41,8 @@ class LayerHealth:
         self._sae = sae
         self._stops = training.settings.health.on_failure == "stop"
         self._tagged: dict[str, str] = {}
-        self._good: dict[str, Tensor] | None = None
+        self.good: dict[str, Tensor] = {}
+        """Weights of the last epoch that was good, where a failed one stops the training."""
         self.verdict = Verdict()
         """As of the last epoch."""
         self.stopped = False
@@ -51,7 +55,21 @@ class LayerHealth:
         if self.verdict.status == "failed":
             self.stopped = True
         else:
-            self._good = {name: value.clone() for name, value in self._sae.state_dict().items()}
+            self.good = {name: value.clone() for name, value in self._sae.state_dict().items()}
+
+    def resume(self, history: History, good: Mapping[str, Tensor], at_epochs_end: bool) -> None:
+        """Be as at the checkpoint that a training goes on from.
+
+        Args:
+            good: of the checkpoint.
+            at_epochs_end: it was made before that epoch was judged.
+        """
+        device = self._sae.W_dec.device
+        self.good = {name: value.to(device) for name, value in good.items()}
+        if at_epochs_end:
+            self.epoch(history)
+        elif history:
+            self._judge(history, RUNNING)
 
     def finish(self, history: History) -> None:
         """The training is over: its verdict goes into the run, and is said."""
@@ -64,9 +82,9 @@ class LayerHealth:
         """Give the SAE of a stopped training its last good weights; False where there are none."""
         if not self.stopped:
             return True
-        if self._good is None:
+        if not self.good:
             return False
-        self._sae.load_state_dict(self._good)
+        self._sae.load_state_dict(self.good)
         return True
 
     @property
@@ -74,7 +92,7 @@ class LayerHealth:
         """Why the training was stopped."""
         worst = self.verdict.findings[0]
         return (
-            f"health.on_failure=stop: {worst.reason}: {worst.message}. "
+            f"{STOPPED}: {worst.reason}: {worst.message}. "
             f"Try {worst.advice}, or health.on_failure=warn."
         )
 

@@ -2,7 +2,6 @@
 
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_mlflow import naming
@@ -15,36 +14,19 @@ from sae_mlflow.plots.runs import draw_layer_run
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.runs import outputs
+from sae_mlflow.runs.epochs import Layer, begin, train_epochs
 from sae_mlflow.runs.guards import drawing, recorded
-from sae_mlflow.runs.health import LayerFailed, LayerHealth
-from sae_mlflow.runs.live import LivePicture
-from sae_mlflow.runs.mirror import Mirror, open_mirror
+from sae_mlflow.runs.health import LayerFailed
 from sae_mlflow.runs.training import Training
-from sae_mlflow.sae import SAE, build_sae
-from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER, within_epoch
+from sae_mlflow.sae import build_sae
+from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.registry import register_run
-from sae_mlflow.train import EpochRecord, StepRecord, Trainer, WithinEpochRecord, train
-
-
-@dataclass
-class _Layer:
-    """One layer while it trains, and all that follows it."""
-
-    training: Training
-    run: OpenRun
-    acts: LayerActivations
-    trainer: Trainer
-    live: LivePicture
-    mirror: Mirror
-    health: LayerHealth
-    history: dict[str, list[float]] = field(default_factory=dict)
-    sae: SAE | None = None
-    """What is kept of it in the end; None where no epoch of a stopped training was good."""
+from sae_mlflow.train import Trainer
 
 
 def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> Row:
-    """One layer's run, from its first epoch to its pictures.
+    """One layer's run, from its first epoch, or where it was interrupted, to its pictures.
 
     Where its health stops it, the run is FAILED, and the row says so.
     """
@@ -53,33 +35,30 @@ def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> 
     sae = build_sae(settings.sae, acts.widths_in, acts.d_out).to(training.device)
     trainer = Trainer(sae, settings.train, acts.n_train)
     with suppress(LayerFailed), recorded(_open_layer_run(training, parent, acts)) as run:
-        params = _layer_params(settings, trainer, acts)
-        run.log_params(params | {"lm.n_layers": training.n_layers})
-        live, mirror = LivePicture(training, run.run_id, label), open_mirror(training, run)
-        health = LayerHealth(training, run, label, params, sae)
-        layer = _Layer(training, run, acts, trainer, live, mirror, health)
-        _epochs(layer)
-        mirror.finish()
+        layer = begin(training, run, acts, trainer, _layer_params(settings, trainer, acts))
+        train_epochs(layer)
+        layer.log.mirror.finish()
         _conclude(layer)
-        if health.stopped:
-            raise LayerFailed(health.failure)
-    if settings.output.dir:
-        outputs.write_layer(settings, layer.sae, acts, layer.history)
+        if settings.output.dir:
+            outputs.write_layer(settings, layer.sae, acts, layer.log.history)
+        if layer.health.stopped:
+            raise LayerFailed(layer.health.failure)
+    layer.checkpoints.remove()
     weight_bytes = sum(p.numel() * p.element_size() for p in sae.parameters())
     return Row(
         label,
         training.experiment_id,
         run.run_id,
-        layer.history,
+        layer.log.history,
         weight_bytes,
-        verdict=health.verdict,
-        stopped=health.stopped,
+        verdict=layer.health.verdict,
+        stopped=layer.health.stopped,
     )
 
 
-def _conclude(layer: _Layer) -> None:
+def _conclude(layer: Layer) -> None:
     """What a training leaves in its run: the verdict, history, weights, pictures."""
-    training, history = layer.training, layer.history
+    training, history = layer.training, layer.log.history
     if layer.health.keep_good_weights():
         layer.sae = layer.trainer.sae
     with training.clock.stage("log"), tempfile.TemporaryDirectory() as scratch:
@@ -111,7 +90,10 @@ def _open_layer_run(training: Training, parent: OpenRun, acts: LayerActivations)
         "sae.architecture": settings.sae.architecture,
     }
     name = f"{naming.sanitise(settings.model.label)}_{site.label}"
+    earlier = training.earlier.get(site.label)
     with training.clock.stage("log"):
+        if earlier is not None:
+            return training.store.resume_run(earlier.run_id)
         return training.store.open_run(training.experiment_id, name, tags, parent)
 
 
@@ -144,50 +126,10 @@ def _layer_params(
     }
 
 
-def _epochs(layer: _Layer) -> None:
-    """Train, with every epoch in the store as soon as it ends, until its health stops it."""
-    training, settings, trainer = layer.training, layer.training.settings, layer.trainer
-    label = layer.acts.site.label
-    with training.display.layer(label, settings.train.epochs, trainer.epoch_tokens) as shown:
-        records = train(trainer, layer.acts, settings.seed)
-        while not layer.health.stopped:
-            with training.clock.stage("train"):
-                record = next(records, None)
-            match record:
-                case StepRecord():
-                    shown.step(record)
-                case WithinEpochRecord():
-                    with training.clock.stage("log"):
-                        layer.run.log_within_epoch(record.tokens, record.metrics)
-                        layer.mirror.log(record.tokens, within_epoch(record.metrics))
-                case EpochRecord():
-                    _log_epoch(layer, record)
-                    shown.epoch(record)
-                    layer.live.epoch(record.epoch)
-                case None:
-                    return
-
-
-def _log_epoch(layer: _Layer, record: EpochRecord) -> None:
-    for key, value in record.metrics.items():
-        layer.history.setdefault(key, []).append(value)
-    with layer.training.clock.stage("log"):
-        metrics = record.metrics | _best(layer.history)
-        layer.run.log_epoch(record.epoch, metrics)
-        layer.mirror.log(record.epoch, metrics)
-        layer.health.epoch(layer.history)
-
-
-def _best(history: dict[str, list[float]]) -> dict[str, float]:
-    """The UI's table shows only a metric's last value; these keep the best one in sight."""
-    best = min(history["val_fvu"])
-    return {"best_val_fvu": best, "best_epoch": history["val_fvu"].index(best) + 1}
-
-
-def _log_results(layer: _Layer, scratch: Path) -> None:
+def _log_results(layer: Layer, scratch: Path) -> None:
     training, run, acts = layer.training, layer.run, layer.acts
     file = scratch / f"{acts.site.label}_training_history.json"
-    write_history(file, layer.history)
+    write_history(file, layer.log.history)
     run.log_file(file)
     if layer.sae is None:
         return

@@ -1,6 +1,5 @@
 """What the store takes of a layer's run, taken by TensorBoard as well where that is asked for."""
 
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from sae_mlflow.reporting.display import Display
 from sae_mlflow.runs.guards import optional
 from sae_mlflow.runs.training import Training
 from sae_mlflow.tensorboard.events import EventFile, check_installed
-from sae_mlflow.tensorboard.export import run_folder, write_curves, write_results
+from sae_mlflow.tensorboard.export import export_run, run_folder, write_curves, write_results
 from sae_mlflow.tracking.open_run import OpenRun
 
 TENSORBOARD = "tensorboard"
@@ -17,7 +16,11 @@ TENSORBOARD = "tensorboard"
 class Mirror:
     """Takes nothing."""
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float], made_at: int) -> None:
+        """
+        Args:
+            made_at: milliseconds since 1970.
+        """
 
     def finish(self) -> None: ...
 
@@ -31,13 +34,13 @@ class EventMirror(Mirror):
         self._file: EventFile | None = None
         self._trouble = False
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float], made_at: int) -> None:
         if self._trouble:
             return
         self._trouble = True
         with optional(self._display, f"TensorBoard's files in {self._folder} aren't complete"):
             self._file = self._file or EventFile(self._folder)
-            self._file.scalars(step, metrics, time.time())
+            self._file.scalars(step, metrics, made_at / 1000)
             self._trouble = False
 
     def finish(self) -> None:
@@ -51,11 +54,19 @@ def check_trackers(training_trackers: Iterable[str]) -> None:
         check_installed("trackers: [mlflow, tensorboard]")
 
 
-def open_mirror(training: Training, run: OpenRun) -> Mirror:
-    """Of one layer's run."""
+def open_mirror(training: Training, run: OpenRun, resumed: bool = False) -> Mirror:
+    """Of one layer's run.
+
+    Args:
+        resumed: the run has metrics already; what was mirrored of them is mirrored anew.
+    """
     if TENSORBOARD not in training.settings.trackers:
         return Mirror()
-    return EventMirror(_folder(training, run.name, run.run_id), training.display)
+    folder = _folder(training, run.name, run.run_id)
+    if resumed:
+        with optional(training.display, f"TensorBoard's files in {folder} aren't complete"):
+            export_run(training.store, training.store.run(run.run_id), folder)
+    return EventMirror(folder, training.display)
 
 
 def complete_mirrors(training: Training) -> None:
@@ -65,6 +76,10 @@ def complete_mirrors(training: Training) -> None:
     for layer in training.rows:
         row = training.store.run(layer.run_id)
         folder = _folder(training, row.name, row.run_id)
+        if training.resumed:  # some of it may be there already
+            with optional(training.display, f"TensorBoard's files in {folder} aren't complete"):
+                export_run(training.store, row, folder)
+            continue
         with (
             optional(training.display, f"TensorBoard's files in {folder} aren't complete"),
             EventFile(folder) as events,

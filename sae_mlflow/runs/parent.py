@@ -2,10 +2,11 @@
 
 from sae_mlflow import naming
 from sae_mlflow.config import Settings
+from sae_mlflow.errors import UserError
 from sae_mlflow.reporting.layer_table import launcher_note
 from sae_mlflow.runs.training import Training
 from sae_mlflow.text.corpus import Windows
-from sae_mlflow.tracking.contents import CONFIG_FILE, ROLE_SWEEP
+from sae_mlflow.tracking.contents import CONFIG_FILE, DIGEST_LENGTH, ROLE_SWEEP, RunRow
 from sae_mlflow.tracking.launcher import launched_experiment_id, launched_run
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.store import Store
@@ -23,14 +24,19 @@ def choose_experiment(store: Store, settings: Settings, name: str | None) -> tup
     return name, store.experiment_id(name)
 
 
-def open_parent(training: Training) -> OpenRun:
+def open_parent(training: Training, old: RunRow | None = None) -> OpenRun:
     """The sweep's run: the one that `mlflow run` made where it is in the right experiment.
 
     Nothing is logged to it yet: `log_settings` does that, once something watches over the run.
+
+    Args:
+        old: the one of a training that goes on.
     """
     store, label = training.store, training.settings.model.label
     tags = {"sae.role": ROLE_SWEEP, "sae.model": label}
     with training.clock.stage("store"):
+        if old is not None:
+            return store.resume_run(old.run_id)
         launcher = launched_run(store)
         if launcher is not None and launcher.experiment_id == training.experiment_id:
             launcher.tag(tags)
@@ -38,19 +44,33 @@ def open_parent(training: Training) -> OpenRun:
         return store.open_run(training.experiment_id, naming.sanitise(label), tags)
 
 
-def log_settings(training: Training, parent: OpenRun) -> None:
-    """All settings; and in a launcher's run that is another one, where the training is."""
+def log_settings(training: Training, parent: OpenRun, old: RunRow | None = None) -> None:
+    """All settings that aren't there yet; and in a launcher's run that is another one, where the
+    training is."""
     with training.clock.stage("store"):
         launcher = launched_run(training.store)
         if launcher is not None and launcher.run_id != parent.run_id:
             note = launcher_note(training.experiment_id, parent.run_id, training.experiment)
             launcher.describe(note)
-        parent.log_params(training.settings.flat())
-        parent.log_text(training.settings.to_yaml(), CONFIG_FILE)
+        there = {} if old is None else old.params
+        parent.log_params({k: v for k, v in training.settings.flat().items() if k not in there})
+        if old is None or CONFIG_FILE not in training.store.artifacts(parent.run_id):
+            parent.log_text(training.settings.to_yaml(), CONFIG_FILE)
 
 
-def log_text_read(parent: OpenRun, windows: Windows) -> None:
-    """The text as an MLflow input."""
+def log_text_read(training: Training, parent: OpenRun, windows: Windows) -> None:
+    """The text as an MLflow input.
+
+    Raises:
+        UserError: it isn't the text that a training which goes on has read.
+    """
+    if (was := training.store.data_set_digest(parent.run_id)) is not None:
+        if was != windows.sha256[:DIGEST_LENGTH]:
+            raise UserError(
+                f"{windows.source} has changed since run {parent.run_id} read it. Put the text "
+                "back, or train afresh, without --resume."
+            )
+        return
     facts: dict[str, object] = {
         "text": windows.source,
         "tokens": windows.n_tokens,

@@ -11,6 +11,8 @@ from sae_mlflow.plots.choice import Choice
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.reporting.stopwatch import Stopwatch
+from sae_mlflow.stopping import Stopping
+from sae_mlflow.tracking.contents import RunRow
 from sae_mlflow.tracking.store import Store
 
 
@@ -29,6 +31,11 @@ class Training:
     """How its pictures are drawn, and where they go beside the store."""
     n_layers: int | None = None
     """Blocks of the language model."""
+    stopping: Stopping = field(default_factory=Stopping)
+    resumed: bool = False
+    """Whether its parent run was there before."""
+    earlier: dict[str, RunRow] = field(default_factory=dict)
+    """The layers' runs, by their labels, that were there before."""
     lm: LanguageModel | None = None
     rows: list[Row] = field(default_factory=list)
 

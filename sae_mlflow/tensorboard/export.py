@@ -41,16 +41,25 @@ def export_experiment(store: Store, experiment: str, root: Path) -> Iterator[Pat
         raise UserError(f"Experiment {experiment!r} in {store.shown_uri} has no SAE runs.")
     for row in reversed(rows):
         folder = run_folder(root, experiment, row.name, row.run_id)
-        _check_folder(folder)
-        with TemporaryDirectory(prefix="sae_mlflow-") as scratch:
-            with EventFile(Path(scratch)) as events:
-                write_curves(store, row, row.metrics, events)
-                write_results(store, row, events)
-            for old in folder.glob(_EVENT_FILES):
-                old.unlink()
-            for made in Path(scratch).glob(_EVENT_FILES):
-                shutil.move(made, folder / made.name)
+        export_run(store, row, folder)
         yield folder
+
+
+def export_run(store: Store, row: RunRow, folder: Path) -> None:
+    """One run, in the place of all event files that its folder has.
+
+    Raises:
+        UserError: the folder can't be written.
+    """
+    _check_folder(folder)
+    with TemporaryDirectory(prefix="sae_mlflow-") as scratch:
+        with EventFile(Path(scratch)) as events:
+            write_curves(store, row, row.metrics, events)
+            write_results(store, row, events)
+        for old in folder.glob(_EVENT_FILES):
+            old.unlink()
+        for made in Path(scratch).glob(_EVENT_FILES):
+            shutil.move(made, folder / made.name)
 
 
 def write_curves(store: Store, row: RunRow, metrics: Iterable[str], events: EventFile) -> None:

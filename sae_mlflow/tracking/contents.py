@@ -12,15 +12,30 @@ ROLE_SWEEP = "sweep"
 ROLE_LAYER = "layer"
 ROLE_COMPARISON = "comparison"
 
+FAILURE_TAG = "sae.failure"
+"""Why a run ended before its time."""
+
 SAE_FOLDER = "sae"
 EVALUATION_FOLDER = "evaluation"
 DENSITY_TABLE = "density.csv"
 """How often latents fire, in the evaluation's folder."""
+CHECKPOINT_FOLDER = "checkpoint"
+"""The state of a training that is under way, where `checkpoint.log` asks for it."""
 CONFIG_FILE = "config.yaml"
 """Of a parent: all settings of its training."""
 
 WITHIN_EPOCH = "within_epoch"
 """Metrics below it are of a part of an epoch, and their steps are training tokens."""
+
+BEST_METRICS = ("best_val_fvu", "best_epoch")
+"""Of the epochs so far."""
+EVALUATED = "evaluation_tokens"
+"""Stands in a run once all of its evaluation does."""
+EVALUATION_METRICS = (
+    *("ce_loss_original", "ce_loss_spliced", "ce_loss_zero_ablated", "ce_loss_recovered"),
+    *("kl_divergence", "latents_over_1_percent", "latents_over_10_percent"),
+    *("latents_dead_fraction", "decoder_max_cosine", "encoder_decoder_cosine", EVALUATED),
+)
 
 DIGEST_LENGTH = 16
 """Characters of a data set's digest that are kept."""

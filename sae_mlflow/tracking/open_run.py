@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
-from sae_mlflow.tracking.contents import DIGEST_LENGTH, within_epoch
+from sae_mlflow.tracking.contents import DIGEST_LENGTH, FAILURE_TAG, within_epoch
 
 _NOTE_LIMIT = 8_000  # MLflow cuts a longer tag without a word
 _BATCH_LIMIT = 100  # params and tags that one log_batch takes
@@ -25,25 +26,40 @@ class OpenRun:
         self.name: str = run.info.run_name or ""
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        entries = [Param(key, _param_text(value)) for key, value in params.items()]
+        entries = [Param(key, param_text(value)) for key, value in params.items()]
         for start in range(0, len(entries), _BATCH_LIMIT):
             self._client.log_batch(self.run_id, params=entries[start : start + _BATCH_LIMIT])
 
-    def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """One value per metric, step = epoch (from 1); visible in the UI at once."""
-        now = int(time.time() * 1000)
-        entries = [Metric(key, float(value), now, epoch) for key, value in metrics.items()]
+    def log_epoch(
+        self, epoch: int, metrics: Mapping[str, float], made_at: int | None = None
+    ) -> None:
+        """One value per metric, step = epoch (from 1); visible in the UI at once.
+
+        Args:
+            made_at: milliseconds since 1970, now by default. What is logged again with the time and
+                value that it had stands there once.
+        """
+        at = int(time.time() * 1000) if made_at is None else made_at
+        entries = [Metric(key, float(value), at, epoch) for key, value in metrics.items()]
         self._client.log_batch(self.run_id, metrics=entries)
 
-    def log_within_epoch(self, tokens: int, metrics: Mapping[str, float]) -> None:
+    def log_within_epoch(
+        self, tokens: int, metrics: Mapping[str, float], made_at: int | None = None
+    ) -> None:
         """Metrics of a part of an epoch, under keys of their own; step = training tokens."""
-        self.log_epoch(tokens, within_epoch(metrics))
+        self.log_epoch(tokens, within_epoch(metrics), made_at)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         self._client.log_artifact(self.run_id, str(path), folder)
 
     def log_folder(self, path: Path, folder: str | None = None) -> None:
         self._client.log_artifacts(self.run_id, str(path), folder)
+
+    def remove_artifacts(self, path: str) -> None:
+        """Delete a folder of its artifacts, or one of them."""
+        place = self._client.get_run(self.run_id).info.artifact_uri
+        repository = get_artifact_repository(place, tracking_uri=self._client.tracking_uri)
+        repository.delete_artifacts(path)
 
     def log_text(self, text: str, file: str) -> None:
         self._client.log_text(self.run_id, text, file)
@@ -76,11 +92,12 @@ class OpenRun:
         self._client.set_terminated(self.run_id, status)
 
     def fail(self, reason: str, status: str = "FAILED") -> None:
-        self.tag({"sae.failure": reason[:5_000]})
+        self.tag({FAILURE_TAG: reason[:5_000]})
         self.finish(status)
 
 
-def _param_text(value: object) -> str:
+def param_text(value: object) -> str:
+    """A setting as it stands in a run's params."""
     if isinstance(value, list | tuple):
         return ",".join(map(str, value))
     return "" if value is None else str(value)

@@ -210,6 +210,17 @@ class StoreReader:
         last = {entry.step: (entry.step, entry.value, entry.timestamp) for entry in entries}
         return list(last.values())
 
+    def logged_steps(self, row: RunRow) -> dict[str, set[int]]:
+        """The steps at which each of a run's metrics stands."""
+        return {
+            key: {entry.step for entry in self._client.get_metric_history(row.run_id, key)}
+            for key in row.metrics
+        }
+
+    def artifacts(self, run_id: str, folder: str | None = None) -> list[str]:
+        """Paths of what lies in a folder of a run's artifacts."""
+        return [file.path for file in self._client.list_artifacts(run_id, folder)]
+
     def _search(self, experiment_id: str, where: str) -> Iterator[RunRow]:
         token = None
         while True:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from sae_mlflow.errors import UserError
 from sae_mlflow.naming import PLOTS_FOLDER
-from sae_mlflow.tracking.contents import ROLE_COMPARISON
+from sae_mlflow.tracking.contents import FAILURE_TAG, ROLE_COMPARISON
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.reader import StoreReader
 
@@ -62,6 +62,14 @@ class Store(StoreReader):
     def reopen(self, run_id: str) -> OpenRun:
         """A run that is there already, to log more to it; its status stays as it is."""
         return OpenRun(self._client, self._client.get_run(run_id))
+
+    def resume_run(self, run_id: str) -> OpenRun:
+        """A run that ended before its time: RUNNING again, and without the reason why it ended."""
+        run = self._client.get_run(run_id)
+        if FAILURE_TAG in run.data.tags:
+            self._client.delete_tag(run_id, FAILURE_TAG)
+        self._client.update_run(run_id, status="RUNNING")
+        return OpenRun(self._client, run)
 
     def comparison_run(self, experiment_id: str, model: str) -> OpenRun:
         """The run that holds a model's plots over several parents; one per model."""

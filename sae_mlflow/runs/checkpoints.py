@@ -1,0 +1,238 @@
+"""A layer's checkpoints: when they are written, what they hold, and which one is gone on from."""
+
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_mlflow.activations.layer import LayerActivations
+from sae_mlflow.checkpoint import (
+    KEPT,
+    Damaged,
+    checkpoints,
+    read_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+    size_of,
+)
+from sae_mlflow.config import Settings
+from sae_mlflow.disk import free_bytes, in_units, is_full
+from sae_mlflow.errors import UserError, known
+from sae_mlflow.folders import STATE_VARIABLE, make_folder, state_folder
+from sae_mlflow.runs.guards import optional
+from sae_mlflow.runs.numbers import differing, number_settings
+from sae_mlflow.runs.training import Training
+from sae_mlflow.tracking.contents import CHECKPOINT_FOLDER
+from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.train import Trainer
+from sae_mlflow.train_state import TrainerState, Unfit, is_finite, restore, state_of
+
+_KEPT_WEIGHTS = "good."
+
+
+def checkpoints_folder(settings: Settings) -> Path:
+    """Where the folders of all runs are, made where it isn't there.
+
+    Raises:
+        UserError: it can't be made.
+    """
+    if settings.checkpoint.dir is None:
+        return make_folder(state_folder() / "checkpoints", STATE_VARIABLE)
+    return make_folder(Path(settings.checkpoint.dir).expanduser().absolute(), "checkpoint.dir")
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What was found of a layer beside its trainer's state, which is in the trainer by then."""
+
+    log: Mapping[str, Any]
+    """Of the `Logbook`."""
+    good: dict[str, Tensor]
+    """Of its `LayerHealth`."""
+
+
+class Checkpoints:
+    """Those of one layer's run, beside the store."""
+
+    def __init__(
+        self, training: Training, run: OpenRun, trainer: Trainer, acts: LayerActivations
+    ) -> None:
+        self._training = training
+        self._run = run
+        self._trainer = trainer
+        self._acts = acts
+        self._folder = checkpoints_folder(training.settings) / run.run_id
+        self._last = time.monotonic()
+        self._warned = False
+
+    @property
+    def due(self) -> bool:
+        """Whether the last one is older than `checkpoint.every_seconds`."""
+        return time.monotonic() - self._last >= self._training.settings.checkpoint.every_seconds
+
+    def write(self, log: Mapping[str, Any], good: Mapping[str, Tensor]) -> None:
+        """Save everything; what can't be written costs a warning, said once, and the next time it
+        is tried again.
+
+        Args:
+            log: of the `Logbook`.
+            good: of the `LayerHealth`.
+        """
+        self._last = time.monotonic()
+        label = self._acts.site.label
+        if not is_finite(self._trainer.sae):
+            # what was saved before may still be of use
+            self._warn(f"{label} isn't saved any more: its weights are no numbers.")
+            return
+        state = state_of(self._trainer)
+        tensors = state.tensors | {_KEPT_WEIGHTS + name: value for name, value in good.items()}
+        facts = {
+            "settings": number_settings(self._training.settings),
+            "data": self._data,
+            "machine": self._machine,
+            "trainer": state.numbers,
+            "log": log,
+        }
+        try:
+            with self._training.clock.stage("checkpoint"):
+                path = save_checkpoint(self._folder, tensors, facts)
+        except OSError as error:
+            self._warn(self._unwritten(error, size_of(tensors)))
+            return
+        self._warned = False
+        if self._training.settings.checkpoint.log:
+            with optional(self._training.display, f"{label}'s checkpoint isn't in its run"):
+                self._log(path)
+
+    def restore(self) -> Resumed | None:
+        """Put the newest state that is whole into the trainer; None where there is none.
+
+        Raises:
+            UserError: the activations aren't those that it was trained on.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            for place in self._places():
+                try:
+                    path = self._fetched(place, Path(scratch))
+                    saved = read_checkpoint(path)
+                    if found := differing(self._training.settings, saved.facts["settings"]):
+                        raise Damaged(f"it was made with other settings: {'; '.join(found)}")
+                    self._check_data(saved.facts["data"])
+                    restore(self._trainer, TrainerState(saved.tensors, saved.facts["trainer"]))
+                except (Damaged, Unfit) as error:
+                    self._training.display.warn(f"{place} is not gone on from: {error}.")
+                    continue
+                if path != place:  # so that numbers go on from it
+                    with suppress(OSError):
+                        self._folder.mkdir(parents=True, exist_ok=True)
+                        shutil.move(path, self._folder / path.name)
+                self._compare_machines(saved.facts["machine"])
+                return Resumed(saved.facts["log"], _good(saved.tensors))
+        return None
+
+    def remove(self) -> None:
+        """The run has what came of it."""
+        remove_checkpoints(self._folder)
+        if self._logged():
+            label = self._acts.site.label
+            with optional(self._training.display, f"{label}'s checkpoint stays in its run"):
+                self._run.remove_artifacts(CHECKPOINT_FOLDER)
+
+    def _places(self) -> list[Path | str]:
+        """All there are, the newest first: files here, and artifacts of the run by their paths."""
+        files = {path.name: path for path in checkpoints(self._folder)}
+        logged = {artifact.rpartition("/")[2]: artifact for artifact in self._logged()}
+        newest_first = sorted({*files, *logged}, reverse=True)
+        return [each for n in newest_first for each in (files.get(n), logged.get(n)) if each]
+
+    def _logged(self) -> list[str]:
+        return self._training.store.artifacts(self._run.run_id, CHECKPOINT_FOLDER)
+
+    def _fetched(self, place: Path | str, scratch: Path) -> Path:
+        if isinstance(place, Path):
+            return place
+        try:
+            return self._training.store.download(f"runs:/{self._run.run_id}/{place}", scratch)
+        except UserError as error:
+            raise Damaged(str(error).removesuffix(".")) from None
+
+    def _log(self, path: Path) -> None:
+        self._run.log_file(path, CHECKPOINT_FOLDER)
+        for artifact in sorted(self._logged(), reverse=True)[KEPT:]:
+            self._run.remove_artifacts(artifact)
+
+    @property
+    def _data(self) -> dict[str, Any]:
+        acts = self._acts
+        return {
+            "key": acts.key,
+            "hookpoints": list(acts.site.hookpoints),
+            "train_tokens": acts.n_train,
+            "held_out_tokens": acts.n_held_out,
+            "scales": list(acts.scales),
+        }
+
+    def _check_data(self, was: Mapping[str, Any]) -> None:
+        now, label = self._data, self._acts.site.label
+        others = [key for key in now if key != "scales" and now[key] != was[key]]
+        pairs = zip(now["scales"], was["scales"], strict=True)
+        if not others and all(math.isclose(a, b, rel_tol=1e-4) for a, b in pairs):
+            if now["scales"] != was["scales"]:
+                self._training.display.warn(
+                    f"{label}: its activations were collected anew, and differ in their last bits "
+                    "from those that it was trained on. So will the numbers."
+                )
+            return
+        raise UserError(
+            f"{label}: its activations aren't those that it was trained on "
+            f"({known(others or ['scales'])} differ). The text or the model has changed: put it "
+            "back, or train afresh, without --resume."
+        )
+
+    @property
+    def _machine(self) -> dict[str, Any]:
+        device = self._trainer.sae.W_dec.device.type
+        return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device}
+
+    def _compare_machines(self, was: Mapping[str, Any]) -> None:
+        now = self._machine
+        others = [f"{key} {was[key]}, now {now[key]}" for key in now if was[key] != now[key]]
+        if others:
+            self._training.display.warn(
+                f"{self._acts.site.label} was trained with {known(others)}: the numbers may "
+                "differ in their last bits from those of a training that wasn't interrupted."
+            )
+
+    def _unwritten(self, error: OSError, n_bytes: int) -> str:
+        reason = error.strerror
+        if is_full(error):
+            reason = f"the disk is full ({in_units(free_bytes(self._folder))} free)"
+        last = checkpoints(self._folder)
+        kept = f"The last one stays: {last[0]}." if last else "There is none yet."
+        return (
+            f"{self._acts.site.label}: its checkpoint ({in_units(n_bytes)}) can't be written to "
+            f"{self._folder}: {reason}. The training goes on, and tries again. {kept} Make room, "
+            "or point checkpoint.dir at another disk."
+        )
+
+    def _warn(self, text: str) -> None:
+        """Once, until it went well again."""
+        if not self._warned:
+            self._training.display.warn(text)
+        self._warned = True
+
+
+def _good(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(_KEPT_WEIGHTS): value
+        for name, value in tensors.items()
+        if name.startswith(_KEPT_WEIGHTS)
+    }

@@ -1,0 +1,190 @@
+"""A training that goes on in the runs it has: which parent that is, and what its layers came to."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from sae_mlflow.activations.layer import LayerActivations
+from sae_mlflow.config import Settings
+from sae_mlflow.errors import UserError
+from sae_mlflow.health.stored import judge_run
+from sae_mlflow.history import restored
+from sae_mlflow.reporting.layer_table import Row
+from sae_mlflow.runs.checkpoints import checkpoints_folder
+from sae_mlflow.runs.guards import recorded
+from sae_mlflow.runs.health import STOPPED
+from sae_mlflow.runs.numbers import differing, number_settings
+from sae_mlflow.runs.parent import open_parent
+from sae_mlflow.runs.training import Training
+from sae_mlflow.sae import build_sae
+from sae_mlflow.tracking.contents import (
+    BEST_METRICS,
+    EVALUATED,
+    EVALUATION_METRICS,
+    FAILURE_TAG,
+    ROLE_LAYER,
+    ROLE_SWEEP,
+    WITHIN_EPOCH,
+    RunRow,
+)
+from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.tracking.store import Store
+
+AUTO = "auto"
+FINISHED = "FINISHED"
+
+
+def find_parent(training: Training, resume: str | None) -> RunRow | None:
+    """The parent run of the training that is to go on; None where one starts afresh.
+
+    Args:
+        resume: `auto`, the id of a parent's run or of one of its layers', or nothing.
+
+    Raises:
+        UserError: the run that was named can't go on, or not with these settings.
+    """
+    if not resume:
+        return None
+    if resume != AUTO:
+        return _named(training, resume)
+    for row in training.store.parent_runs(training.experiment_id, running=False):
+        wanted = number_settings(training.settings)
+        if row.status == FINISHED or any(row.params.get(k) != v for k, v in wanted.items()):
+            continue
+        if _is_held(training.settings, row.run_id):
+            training.display.say(f"Run {row.run_id} is being trained by another process")
+            continue
+        training.display.say(f"Going on with run {row.run_id}")
+        return row
+    training.display.say("No unfinished training has these settings: this one starts afresh")
+    return None
+
+
+def _named(training: Training, run_id: str) -> RunRow:
+    row = training.store.find_run(run_id)
+    if row.tags.get("sae.role") == ROLE_LAYER and row.parent_id:
+        row = training.store.find_run(row.parent_id)
+    if row.tags.get("sae.role") != ROLE_SWEEP:
+        raise UserError(
+            f"Run {run_id} ({row.name}) is no training of SAEs. Give the parent run of one, or "
+            f"--resume {AUTO}."
+        )
+    if row.status == FINISHED:
+        raise UserError(f"Run {run_id} ({row.name}) has finished: there is nothing to go on with.")
+    training.experiment_id = row.experiment_id
+    training.experiment = training.store.experiment_name(row.experiment_id)
+    _check_settings(training.settings, row)
+    if _is_held(training.settings, row.run_id):
+        raise UserError(
+            f"Run {row.run_id} ({row.name}) is being trained by another process. Wait for it, or "
+            "end that one first."
+        )
+    return row
+
+
+def _check_settings(settings: Settings, row: RunRow) -> None:
+    if found := differing(settings, row.params):
+        raise UserError(
+            f"Run {row.run_id} can't go on with other settings: {'; '.join(found)}. Give it "
+            "those that it was started with, or train afresh, without --resume."
+        )
+
+
+@contextmanager
+def parent_run(training: Training, old: RunRow | None) -> Iterator[OpenRun]:
+    """The parent's run, new or gone on with, closed as what it came to; no other process takes it
+    up meanwhile."""
+    lock = _hold(training.settings, old.run_id) if old is not None else None
+    try:
+        with recorded(open_parent(training, old)) as parent:
+            lock = lock or _hold(training.settings, parent.run_id)
+            if old is not None:
+                training.resumed, training.earlier = True, _earlier(training.store, old)
+            yield parent
+    finally:
+        if lock is not None:
+            with suppress(OSError):
+                Path(lock.lock_file).unlink()
+            lock.release()
+
+
+@contextmanager
+def hint_to_resume(training: Training, parent: OpenRun, command: str) -> Iterator[None]:
+    """Where a training ends before its time, say how it goes on."""
+    try:
+        yield
+    except BaseException:
+        training.display.say(f"To go on from here: {command} --resume {parent.run_id}")
+        raise
+
+
+def _lock(settings: Settings, run_id: str) -> FileLock:
+    return FileLock(checkpoints_folder(settings) / f"{run_id}.lock")
+
+
+def _hold(settings: Settings, run_id: str) -> FileLock:
+    """Held until it is released, or the process ends, however it does."""
+    lock = _lock(settings, run_id)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"Run {run_id} is being trained by another process.") from None
+    return lock
+
+
+def _is_held(settings: Settings, run_id: str) -> bool:
+    lock = _lock(settings, run_id)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def _earlier(store: Store, parent: RunRow) -> dict[str, RunRow]:
+    newest_first = store.layer_runs(parent.experiment_id, parent_id=parent.run_id, finished=False)
+    return {row.layer: row for row in reversed(newest_first)}
+
+
+def finished_layer(training: Training, acts: LayerActivations) -> Row | None:
+    """What a layer came to that needs no more training, out of the store; None of any other."""
+    row = training.earlier.get(acts.site.label)
+    if row is None:
+        return None
+    stopped = row.status == "FAILED" and row.tags.get(FAILURE_TAG, "").startswith(STOPPED)
+    if row.status != FINISHED and not stopped:
+        return None
+    training.display.say(f"{row.layer} has been trained: run {row.run_id}")
+    with torch.device("meta"):  # without memory
+        sae = build_sae(training.settings.sae, acts.widths_in, acts.d_out)
+    return Row(
+        row.layer,
+        row.experiment_id,
+        row.run_id,
+        stored_history(training.store, row),
+        sum(p.numel() * p.element_size() for p in sae.parameters()),
+        evaluation=stored_evaluation(row),
+        verdict=judge_run(training.store, row),
+        stopped=stopped,
+    )
+
+
+def stored_history(store: Store, row: RunRow) -> dict[str, list[float]]:
+    """The metrics of each epoch, as a training collects them."""
+    others = {*BEST_METRICS, *EVALUATION_METRICS}
+    keys = [k for k in row.metrics if k not in others and not k.startswith(f"{WITHIN_EPOCH}/")]
+    history: dict[str, list[float]] = {}
+    for key, _, value in store.history(row.run_id, keys):
+        history.setdefault(key, []).append(restored(value))
+    return history
+
+
+def stored_evaluation(row: RunRow) -> dict[str, float]:
+    """What a run's evaluation found; empty where it has none yet."""
+    if EVALUATED not in row.metrics:
+        return {}
+    return {key: row.metrics[key] for key in EVALUATION_METRICS if key in row.metrics}
