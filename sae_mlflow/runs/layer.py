@@ -23,6 +23,7 @@ from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import SAE, build_sae
 from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER, within_epoch
 from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.tracking.process import process_tags
 from sae_mlflow.tracking.registry import register_run
 from sae_mlflow.train import EpochRecord, StepRecord, Trainer, WithinEpochRecord, train
 
@@ -109,6 +110,7 @@ def _open_layer_run(training: Training, parent: OpenRun, acts: LayerActivations)
         "sae.layer": site.label,
         "sae.hookpoint": ",".join(site.writes),
         "sae.architecture": settings.sae.architecture,
+        **process_tags(),
     }
     name = f"{naming.sanitise(settings.model.label)}_{site.label}"
     with training.clock.stage("log"):

@@ -8,6 +8,7 @@ from sae_mlflow.text.corpus import Windows
 from sae_mlflow.tracking.contents import CONFIG_FILE, ROLE_SWEEP
 from sae_mlflow.tracking.launcher import launched_experiment_id, launched_run
 from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.tracking.process import process_tags
 from sae_mlflow.tracking.store import Store
 
 
@@ -29,7 +30,7 @@ def open_parent(training: Training) -> OpenRun:
     Nothing is logged to it yet: `log_settings` does that, once something watches over the run.
     """
     store, label = training.store, training.settings.model.label
-    tags = {"sae.role": ROLE_SWEEP, "sae.model": label}
+    tags = {"sae.role": ROLE_SWEEP, "sae.model": label, **process_tags()}
     with training.clock.stage("store"):
         launcher = launched_run(store)
         if launcher is not None and launcher.experiment_id == training.experiment_id:
