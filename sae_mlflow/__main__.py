@@ -7,6 +7,7 @@ from sae_mlflow.commands.export import export_command
 from sae_mlflow.commands.export_tensorboard import export_tensorboard_command
 from sae_mlflow.commands.health import health_command
 from sae_mlflow.commands.plot import plot_command
+from sae_mlflow.commands.reap import reap_command
 from sae_mlflow.commands.registry import promote_command, register_command
 from sae_mlflow.commands.report import report_command
 from sae_mlflow.commands.settings import settings_command
@@ -18,6 +19,7 @@ app.command("train")(train_command)
 app.command("plot")(plot_command)
 app.command("watch")(watch_command)
 app.command("health")(health_command)
+app.command("reap")(reap_command)
 app.command("report")(report_command)
 app.command("evaluate")(evaluate_command)
 app.command("export")(export_command)

@@ -26,6 +26,7 @@ from sae_mlflow.runs.health import judge_again
 from sae_mlflow.runs.layer import train_layer
 from sae_mlflow.runs.mirror import check_trackers, complete_mirrors
 from sae_mlflow.runs.parent import choose_experiment, log_settings, log_text_read
+from sae_mlflow.runs.reaping import reap, told
 from sae_mlflow.runs.resume import find_parent, finished_layer, hint_to_resume, parent_run
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import build_sae
@@ -71,6 +72,9 @@ def run_training(
     with clock.stage("store"):
         store = Store(tracking_uri)
         experiment, experiment_id = choose_experiment(store, settings, experiment_name)
+        with optional(display, "Trainings that died weren't looked for"):
+            for dead in reap(store, experiment_id):
+                display.say(f"Closed as KILLED: {told(dead)}")
     training = Training(
         settings, store, experiment, experiment_id, display, clock, device, pictures, n_layers
     )

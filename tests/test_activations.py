@@ -353,8 +353,11 @@ def test_a_transcoder_leaves_out_tokens_whose_input_or_output_is_a_giant(
         assert norms.max() < 10 * norms.median()
 
 
-def test_a_cache_of_an_earlier_release_still_holds(tiny_settings: Make) -> None:
-    """Written here by hand, under the key and the names of version 0.1.0: nothing is missing."""
+def test_a_cache_of_version_0_1_0_is_named_and_collected_anew(
+    tiny_settings: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Written here by hand, under its key and names: it had no checksums, and so can't be known
+    to be what was written."""
     settings = tiny_settings("model.layers=[1]")
     windows, lm = windows_of(settings), load_language_model(settings.model)
     facts = {
@@ -369,14 +372,16 @@ def test_a_cache_of_an_earlier_release_still_holds(tiny_settings: Make) -> None:
     folder = cache.activations_folder() / key
     folder.mkdir(parents=True)
     splits = (expected_rows(lm, split, 1) for split in (windows.train, windows.held_out))
-    rows = np.concatenate(list(splits))
+    rows = np.concatenate(list(splits)) + 1  # not what the model gives
     rows.tofile(folder / "layers.1.acts")
     np.linalg.norm(rows, axis=1).astype(np.float32).tofile(folder / "layers.1.norms")
     plan = planned(settings)
-    assert not plan.missing and plan.tokens_to_read == 0
-    (layer,) = open_activations(plan)
+    assert plan.missing == ("layers.1",) and plan.tokens_to_read == 4096
+    said = f"Cached activations {key}: layers.1.acts: another version of sae-mlflow wrote it."
+    assert said in caplog.text and "layers.1 is collected anew." in caplog.text
+    (layer,) = opened(settings)
     raw = (xs(layer.held_out_batches(64)) / layer.scale_in).numpy()
-    np.testing.assert_allclose(raw, rows[-layer.n_held_out :], rtol=1e-6)
+    np.testing.assert_allclose(raw, rows[-layer.n_held_out :] - 1, rtol=1e-4, atol=1e-6)
 
 
 def test_one_forward_pass_feeds_every_layer(tiny_settings: Make) -> None:
@@ -396,7 +401,7 @@ def test_what_is_announced_is_what_is_written(tiny_settings: Make) -> None:
     for _ in fill_activations(plan, load_language_model(plan.settings.model)):
         pass
     written = sum(
-        f.stat().st_size for f in plan.folder.iterdir() if f.suffix in {".acts", ".norms"}
+        f.stat().st_size for f in plan.folder.iterdir() if f.suffix in {".acts", ".norms", ".sums"}
     )
     assert plan.bytes_to_write == written > 0
     again = planned(tiny_settings())
@@ -409,7 +414,7 @@ def test_one_more_layer_pays_for_itself_alone(tiny_settings: Make) -> None:
     plan = planned(tiny_settings("model.layers=[1,2,3]"))
     assert plan.missing == ("layers.3",)
     n_rows = int(plan.stores[0].rows_before[-1])
-    assert plan.bytes_to_write == n_rows * (32 * 4 + 4)
+    assert plan.bytes_to_write == n_rows * (32 * 4 + 4) + 40 + 128 * 32  # sums: 128 windows
     filled(plan.settings)
     assert {f: f.stat().st_mtime_ns for f in before} == before
 
@@ -484,14 +489,15 @@ def test_a_fill_that_is_killed_goes_on_where_it_was_and_ends_in_the_same_bytes(
         process.send_signal(signal.SIGKILL)
     plan = planned(settings)
     assert plan.tokens_to_read == 4096 - 480
-    with plan.stores[0].acts_file.open("ab") as file:
+    with plan.stores[0].files.acts.open("ab") as file:
         file.write(b"half a row")  # as a kill in the middle of a write leaves it
     resumed = filled(settings)
     monkeypatch.setenv("SAE_MLFLOW_CACHE", str(tmp_path / "other"))
     in_one_go = filled(settings)
     for one, other in zip(resumed.stores, in_one_go.stores, strict=True):
-        assert one.acts_file.read_bytes() == other.acts_file.read_bytes()
-        assert one.norms_file.read_bytes() == other.norms_file.read_bytes()
+        assert one.files.acts.read_bytes() == other.files.acts.read_bytes()
+        assert one.files.norms.read_bytes() == other.files.norms.read_bytes()
+        assert one.files.sums.read_bytes() == other.files.sums.read_bytes()
 
 
 def cut(file: Path) -> None:
@@ -511,7 +517,7 @@ def blank(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, lengthen, blank, Path.unlink])
-@pytest.mark.parametrize("suffix", ["acts", "norms"])
+@pytest.mark.parametrize("suffix", ["acts", "norms", "sums"])
 def test_files_that_are_not_what_was_written_are_filled_again(
     tiny_settings: Make, damage: Callable[[Path], None], suffix: str
 ) -> None:

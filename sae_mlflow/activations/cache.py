@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from sae_mlflow.disk import free_bytes, in_units
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.folders import cache_folder, make_folder
 
+_LOCKS = "locks"
+
 
 def activations_folder() -> Path:
     return cache_folder() / "activations"
@@ -22,7 +25,7 @@ def activations_folder() -> Path:
 
 def lock_of(key: str) -> FileLock:
     """Held by the process that writes to, or deletes, an entry."""
-    locks = make_folder(activations_folder() / "locks")
+    locks = make_folder(activations_folder() / _LOCKS)
     return FileLock(locks / f"{key}.lock")
 
 
@@ -61,12 +64,16 @@ def write_facts(folder: Path, **facts: str | int) -> None:
 
 
 def touch(folder: Path) -> None:
-    (folder / "last_used").touch()
+    """Mark an entry as used just now; one that can't be written can be read all the same."""
+    with suppress(OSError):
+        (folder / "last_used").touch()
 
 
 def list_cache() -> list[CacheEntry]:
     """What is in the activation cache, the latest used first."""
-    folders = (f.parent for f in activations_folder().glob("*/meta.json"))
+    everything = activations_folder()
+    there = everything.iterdir() if everything.is_dir() else ()
+    folders = (folder for folder in there if folder.is_dir() and folder.name != _LOCKS)
     return sorted(map(_entry, folders), key=lambda entry: -entry.last_used)
 
 
@@ -74,14 +81,16 @@ def _entry(folder: Path) -> CacheEntry:
     try:
         facts = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        facts = {}
+        facts = None
+    facts = facts if isinstance(facts, dict) else {}  # a disk may have changed it
+    tokens = facts.get("tokens")
     used = folder / "last_used"
     return CacheEntry(
         key=folder.name,
         model=str(facts.get("model", "?")),
         text=str(facts.get("text", "?")),
         hookpoints=_hookpoints(folder),
-        tokens=int(facts.get("tokens", 0)),
+        tokens=tokens if isinstance(tokens, int) else 0,
         bytes=sum(file.stat().st_size for file in folder.iterdir()),
         last_used=(used if used.exists() else folder).stat().st_mtime,
     )

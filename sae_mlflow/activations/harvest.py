@@ -8,8 +8,10 @@ import torch
 from filelock import Timeout
 
 from sae_mlflow.activations import cache
+from sae_mlflow.activations.checksums import FORMAT
+from sae_mlflow.activations.finite import check_finite
 from sae_mlflow.activations.plan import ActivationPlan, all_windows, starts_of
-from sae_mlflow.disk import is_full
+from sae_mlflow.disk import free_bytes, in_units, is_full
 from sae_mlflow.errors import UserError
 from sae_mlflow.folders import make_folder
 from sae_mlflow.lm.hookpoints import LanguageModel
@@ -37,21 +39,19 @@ def fill_activations(plan: ActivationPlan, lm: LanguageModel) -> Iterator[int]:
     except OSError as error:
         if not is_full(error):
             raise
-        raise UserError(
-            f"The disk with {plan.folder} is full. Make room (`sae-mlflow cache prune`) and run "
-            "again: what was written is kept."
-        ) from None
+        raise UserError(_disk_full(plan)) from None
     finally:
         lock.release()
 
 
 def _fill(plan: ActivationPlan, lm: LanguageModel) -> Iterator[int]:
     batch_windows = plan.settings.activations.batch_windows
-    starts = starts_of(plan.stores, batch_windows)
+    stores = [store for store in plan.stores if store.hookpoint in plan.missing]
+    starts = starts_of(stores, {s.hookpoint: s.progress() for s in stores}, batch_windows)
     if not starts:
         return
     _write_facts(plan)
-    stores = [store for store in plan.stores if store.hookpoint in starts]
+    stores = [store for store in stores if store.hookpoint in starts]
     for store in stores:
         store.cut(starts[store.hookpoint])
     windows = all_windows(plan.windows)
@@ -62,13 +62,26 @@ def _fill(plan: ActivationPlan, lm: LanguageModel) -> Iterator[int]:
         acts = lm.activations(torch.from_numpy(batch).long(), [s.hookpoint for s in wanted])
         kept = torch.from_numpy(plan.windows.kept(batch).reshape(-1)).to(lm.device)
         for store in wanted:
-            store.append(acts[store.hookpoint][kept])
+            rows = acts[store.hookpoint][kept]
+            check_finite(lm, store.hookpoint, rows)
+            store.append(rows, range(begin, begin + len(batch)))
         yield (begin - first + len(batch)) * plan.windows.context
+
+
+def _disk_full(plan: ActivationPlan) -> str:
+    """What is still to come, as far as whole windows are on disk."""
+    left = sum(store.missing_bytes(store.progress().windows) for store in plan.stores)
+    return (
+        f"The disk is full: {in_units(left)} of activations are still to be written to "
+        f"{plan.folder}, which has {in_units(free_bytes(plan.folder))} free. Make room "
+        "(`sae-mlflow cache prune`) and run again: what was written is kept."
+    )
 
 
 def _write_facts(plan: ActivationPlan) -> None:
     cache.write_facts(
         make_folder(plan.folder),
+        format=FORMAT,
         model=plan.settings.model.name,
         text=plan.windows.source,
         tokens=plan.windows.n_tokens,

@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sae_mlflow.activations import cache
-from sae_mlflow.activations.norms import norm_cap
+from sae_mlflow.activations.finite import MOST
+from sae_mlflow.activations.norms import NormCheck, norm_cap
 from sae_mlflow.activations.plan import ActivationPlan
 from sae_mlflow.activations.store import RowFile, Store
 from sae_mlflow.errors import UserError
@@ -34,12 +36,26 @@ class ScaledRows:
 
     file: RowFile
     d_in: int
+    check: NormCheck
     scale: float
     """s in x' = s x: makes the mean square per dimension 1 over the site's training tokens."""
 
     def read(self, rows: Tensor, device: torch.device) -> Tensor:
         """float32 `[len(rows), d_in]` on `device`."""
-        return self.file[rows].to(device, torch.float32) * self.scale
+        taken = self.file[rows].to(device, torch.float32)
+        self.check.see(rows, taken)
+        return taken * self.scale
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """Tokens whose activations hold NaN or infinity."""
+
+    tokens: int = 0
+    hookpoints: tuple[str, ...] = ()
+    """Where."""
+    first_window: int | None = None
+    """Of the text's windows, counted from 0, training ones first."""
 
 
 @dataclass(eq=False)
@@ -55,6 +71,8 @@ class LayerActivations:
     n_giant_train: int
     """Tokens left out because their norm at one of the hookpoints is over the cap, or no number."""
     n_giant_held_out: int
+    not_finite: "NotFinite"
+    """Those of them that hold NaN or infinity, at any of the hookpoints."""
     scale_in: Tensor
     """float64 `[d_in]`: what each dimension of x is multiplied by; one constant a hookpoint, from
     the training tokens alone."""
@@ -99,16 +117,22 @@ class LayerActivations:
         first = skip * batch_tokens
         for begin in range(first, self.n_train - batch_tokens + 1, batch_tokens):
             yield self._batch(order[begin : begin + batch_tokens])
+        self._confirm()
 
     def held_out_batches(self, batch_tokens: int) -> Iterator[Batch]:
         """Every held-out token once, in the text's order, as float32 `[<= batch_tokens, d]`."""
         for rows in self._held_out_rows.split(batch_tokens):
             yield self._batch(rows)
+        self._confirm()
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         """`n` random training tokens (all, where there are fewer): float32 `[n, d]`."""
         order = torch.randperm(self.n_train, generator=generator)[:n]
         return self._batch(self._train_rows[order])
+
+    def _confirm(self) -> None:
+        for hookpoint in (*self._reads, *self._writes):
+            hookpoint.check.confirm()
 
     def _batch(self, rows: Tensor) -> Batch:
         x = self._read(self._reads, rows)
@@ -126,10 +150,11 @@ def _open(plan: ActivationPlan, site: Site, device: torch.device) -> LayerActiva
     ratio = plan.settings.activations.max_norm_ratio
     caps = {h: norm_cap(each[: plan.n_train_rows], ratio) for h, each in norms.items()}
     medians = {h: norm_cap(each[: plan.n_train_rows], 1.0) for h, each in norms.items()}
+    not_finite = _not_finite(plan, site, norms)
     train_rows, held_out_rows = _usual_rows(plan, [norms[h] <= caps[h] for h in norms])
     if len(train_rows) < plan.settings.train.batch_tokens or not len(held_out_rows):
         raise UserError(_too_few(plan, site, len(train_rows), len(held_out_rows)))
-    scaled = {h: _scaled(stores[h], train_norms=norms[h][train_rows]) for h in site.hookpoints}
+    scaled = {h: _scaled(stores[h], norms[h], train_rows) for h in site.hookpoints}
     reads, writes = (tuple(scaled[h] for h in side) for side in (site.reads, site.writes))
     n_held_out_rows = len(norms[site.reads[0]]) - plan.n_train_rows
     return LayerActivations(
@@ -139,6 +164,7 @@ def _open(plan: ActivationPlan, site: Site, device: torch.device) -> LayerActiva
         n_held_out=len(held_out_rows),
         n_giant_train=plan.n_train_rows - len(train_rows),
         n_giant_held_out=n_held_out_rows - len(held_out_rows),
+        not_finite=not_finite,
         scale_in=_by_dimension(reads),
         scale_out=_by_dimension(writes),
         caps=caps,
@@ -159,11 +185,37 @@ def _usual_rows(plan: ActivationPlan, within: list[Tensor]) -> tuple[Tensor, Ten
     return train, held_out + n_train
 
 
-def _scaled(store: Store, train_norms: Tensor) -> ScaledRows:
-    power = train_norms.double().square().mean().item() / store.d_in
+def _not_finite(plan: ActivationPlan, site: Site, norms: dict[str, Tensor]) -> NotFinite:
+    """Counted by the norms, which aren't finite where a row isn't.
+
+    Raises:
+        UserError: most tokens of a hookpoint aren't.
+    """
+    counts = {h: int((~each.isfinite()).sum()) for h, each in norms.items()}
+    n_rows = len(norms[site.reads[0]])
+    for hookpoint, count in counts.items():
+        if count > MOST * n_rows:
+            raise UserError(
+                f"{site.label}: {count:,} of {n_rows:,} tokens at {hookpoint} aren't numbers (NaN "
+                "or infinity) in the cache. activations.dtype = "
+                f"{plan.settings.activations.dtype} may be too narrow for them: try bfloat16 or "
+                f"float32. Else the model is damaged."
+            )
+    bad = torch.stack([~each.isfinite() for each in norms.values()]).any(dim=0)
+    if not bad.any():
+        return NotFinite()
+    first = int(bad.nonzero()[0])
+    window = int(np.searchsorted(plan.stores[0].rows_before, first, side="right")) - 1
+    return NotFinite(int(bad.sum()), tuple(h for h, n in counts.items() if n), window)
+
+
+def _scaled(store: Store, norms: Tensor, train_rows: Tensor) -> ScaledRows:
+    power = norms[train_rows].double().square().mean().item() / store.d_in
     if not power:
         raise UserError(f"{store.hookpoint}: all activations are 0. Choose another module.")
-    return ScaledRows(store.rows(), store.d_in, scale=power**-0.5)
+    return ScaledRows(
+        store.rows(), store.d_in, NormCheck(store.files.acts, norms), scale=power**-0.5
+    )
 
 
 def _by_dimension(hookpoints: tuple[ScaledRows, ...]) -> Tensor:

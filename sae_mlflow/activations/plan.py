@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +11,15 @@ import numpy as np
 import torch
 
 from sae_mlflow.activations import cache
-from sae_mlflow.activations.store import Store
+from sae_mlflow.activations.store import Progress, Store
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.lm.files import weights_hash
 from sae_mlflow.lm.loading import hookpoint_widths, model_shape
 from sae_mlflow.lm.sites import Site, sites
 from sae_mlflow.text.corpus import Windows
+
+log = logging.getLogger(__name__)
 
 EXCLUSION_RULE = "no special tokens, no first positions; v1"
 """Part of the cache's key: which positions are stored at all."""
@@ -54,6 +58,9 @@ class ActivationPlan:
 def plan_activations(settings: Settings, windows: Windows) -> ActivationPlan:
     """Look up what the cache has and what would have to be written.
 
+    Every byte that the cache has is checked (half a second a GB, once it is in memory);
+    what isn't as it was written is said, and is missing.
+
     Raises:
         UserError: less text than one batch; windows that the model can't read; a layer it hasn't;
             a disk that can't hold what is missing.
@@ -74,7 +81,9 @@ def plan_activations(settings: Settings, windows: Windows) -> ActivationPlan:
         )
         for hookpoint in hookpoints
     )
-    starts = starts_of(stores, settings.activations.batch_windows)
+    progress = {store.hookpoint: store.progress() for store in stores}
+    _report_damage(key, progress)
+    starts = starts_of(stores, progress, settings.activations.batch_windows)
     bytes_to_write = sum(
         s.missing_bytes(starts[s.hookpoint]) for s in stores if s.hookpoint in starts
     )
@@ -140,10 +149,21 @@ def all_windows(windows: Windows) -> np.ndarray:
     return np.concatenate([windows.train, windows.held_out])
 
 
-def starts_of(stores: tuple[Store, ...], batch_windows: int) -> dict[str, int]:
+def _report_damage(key: str, progress: Mapping[str, Progress]) -> None:
+    for hookpoint, each in progress.items():
+        if each.damage:
+            log.warning(
+                "Cached activations %s: %s. %s is collected anew%s.",
+                *(key, each.damage, hookpoint, " from there" if each.windows else ""),
+            )
+
+
+def starts_of(
+    stores: Sequence[Store], progress: Mapping[str, Progress], batch_windows: int
+) -> dict[str, int]:
     """The window from which each hookpoint that isn't whole goes on; always a batch's first, so
     that an interrupted fill ends in the same bytes as one in one go."""
-    done = {store.hookpoint: store.windows_done() for store in stores}
+    done = {store.hookpoint: progress[store.hookpoint].windows for store in stores}
     return {
         store.hookpoint: done[store.hookpoint] // batch_windows * batch_windows
         for store in stores

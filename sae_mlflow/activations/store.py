@@ -1,9 +1,9 @@
-"""One hookpoint's activations on disk: two flat files that are only ever appended to.
+"""One hookpoint's activations on disk: flat files that are only ever appended to.
 
 `<hookpoint>.acts` holds one row per kept token (training tokens first, then held-out ones, in the
-text's order) and `<hookpoint>.norms` each row's norm in float32. A file's size says how far it is,
-so an interrupted fill goes on from its last whole batch. Row n of every hookpoint is the same
-token.
+text's order), `<hookpoint>.norms` each row's norm in float32, and `<hookpoint>.sums` what both have
+to be (`checksums`). It says how far they are too, so an interrupted fill goes on from its last
+whole batch. Row n of every hookpoint is the same token.
 """
 
 import os
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from sae_mlflow import naming
-
-_NORM_BYTES = 4
-_CHECKED_ROWS = 64
+from sae_mlflow.activations import checksums
+from sae_mlflow.activations.checksums import NORM_BYTES, AnotherVersion, Damage, HookpointFiles
+from sae_mlflow.errors import UserError
 
 
 class RowFile:
@@ -40,13 +40,27 @@ class RowFile:
         for place, row in enumerate(rows.tolist()):
             self._file.seek(row * width)
             read = self._file.readinto(into[place * width : (place + 1) * width])
-            assert read == width, f"{self._file.name} was cut while it was read"
+            if read != width:
+                raise UserError(
+                    f"{self._file.name} was cut while it was read: another training collects it "
+                    "anew. Run again."
+                )
         return taken
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a hookpoint's files are."""
+
+    windows: int
+    """Whole windows, from the first one on, that are as they were written."""
+    damage: Damage | None = None
+    """Why what follows is no good; None where it isn't there yet."""
+
+
+@dataclass(frozen=True)
 class Store:
-    """One hookpoint's two files."""
+    """One hookpoint's files."""
 
     folder: Path
     hookpoint: str
@@ -56,12 +70,8 @@ class Store:
     """Kept tokens before each window, and after the last: int64 `[n_windows + 1]`."""
 
     @property
-    def acts_file(self) -> Path:
-        return self.folder / f"{naming.file_stem(self.hookpoint)}.acts"
-
-    @property
-    def norms_file(self) -> Path:
-        return self.folder / f"{naming.file_stem(self.hookpoint)}.norms"
+    def files(self) -> HookpointFiles:
+        return HookpointFiles(self.folder, naming.file_stem(self.hookpoint))
 
     @property
     def n_windows(self) -> int:
@@ -71,60 +81,109 @@ class Store:
     def row_bytes(self) -> int:
         return self.d_in * self.dtype.itemsize
 
-    def windows_done(self) -> int:
-        """Whole windows in the files; 0 where what is there can't be what was written."""
-        n_rows = int(self.rows_before[-1])
-        acts, norms = _size(self.acts_file), _size(self.norms_file)
-        if acts > n_rows * self.row_bytes or norms > n_rows * _NORM_BYTES:
-            return 0
-        rows = min(acts // self.row_bytes, norms // _NORM_BYTES)
-        if rows and not self._agrees(rows):
-            return 0
-        return int(np.searchsorted(self.rows_before, rows, side="right")) - 1
+    def progress(self) -> Progress:
+        """What is in the files; every byte is read and checked."""
+        files = self.files
+        if not any(file.exists() for file in (files.acts, files.norms, files.sums)):
+            return Progress(0)
+        missing = [file for file in (files.acts, files.norms) if not file.exists()]
+        try:
+            header = checksums.read_header(files)
+            if missing:
+                return Progress(0, Damage(missing[0], "it isn't there"))
+            if isinstance(header, Damage):
+                return Progress(0, header)
+            if header != self._header:
+                return Progress(0, Damage(files.sums, "it is of other activations"))
+            return self._windows()
+        except AnotherVersion:
+            return Progress(0, Damage(files.acts, "another version of sae-mlflow wrote it"))
+        except OSError as error:
+            return Progress(0, Damage(files.sums, f"it can't be read: {error.strerror}"))
+
+    def _windows(self) -> Progress:
+        n = 0
+        for window in checksums.check_windows(self.files, self._header):
+            if window.damage:
+                return Progress(min(n, self.n_windows - 1), window.damage[0])
+            if window.rows != self.rows_before[n + 1] - self.rows_before[n]:
+                return Progress(n, Damage(self.files.sums, f"window {n} is another text's"))
+            n += 1
+        return Progress(n)
+
+    @property
+    def _header(self) -> checksums.Header:
+        return checksums.Header(self.row_bytes, self.n_windows)
 
     def complete(self) -> bool:
-        return self.windows_done() == self.n_windows
+        """Whether all windows are there, by the files' sizes; `progress` looks into them."""
+        return [_size(file) for file in self._sizes(0)] == list(
+            self._sizes(self.n_windows).values()
+        )
 
     def missing_bytes(self, windows_done: int) -> int:
-        rows = int(self.rows_before[-1] - self.rows_before[windows_done])
-        return rows * (self.row_bytes + _NORM_BYTES)
+        there, whole = self._sizes(windows_done), self._sizes(self.n_windows)
+        return sum(whole.values()) - (sum(there.values()) if windows_done else 0)
+
+    def _sizes(self, windows: int) -> dict[Path, int]:
+        """Of each file, with so many windows."""
+        rows, files = int(self.rows_before[windows]), self.files
+        return {
+            files.acts: rows * self.row_bytes,
+            files.norms: rows * NORM_BYTES,
+            files.sums: checksums.size_of_sums(windows),
+        }
 
     def cut(self, windows: int) -> None:
         """Leave the first `windows` windows alone in the files."""
-        rows = int(self.rows_before[windows])
-        for file, row_bytes in (self.acts_file, self.row_bytes), (self.norms_file, _NORM_BYTES):
+        if not windows:  # the header too may be damaged, or another version's
+            self.files.sums.write_bytes(checksums.header_bytes(self.files, self._header))
+        for file, size in self._sizes(windows).items():
             file.touch()
             with file.open("r+b") as opened:
-                opened.truncate(rows * row_bytes)
+                opened.truncate(size)
 
-    def append(self, acts: Tensor) -> None:
-        """Write rows `[n, d_in]` behind those that are there."""
+    def append(self, acts: Tensor, windows: range) -> None:
+        """Write rows `[n, d_in]` of some windows behind those that are there."""
         assert acts.shape[1] == self.d_in, (self.hookpoint, acts.shape, self.d_in)
         stored = acts.to("cpu", self.dtype).contiguous()
-        norms = torch.linalg.vector_norm(stored.float(), dim=1)
-        for file, rows in (self.acts_file, stored), (self.norms_file, norms):
+        norms = _bytes(torch.linalg.vector_norm(stored.float(), dim=1))
+        rows = _bytes(stored)
+        files, sums = self.files, memoryview(self._records(rows, norms, windows))
+        for file, written in (files.acts, rows), (files.norms, norms), (files.sums, sums):
             with file.open("ab", buffering=0) as opened:
-                _write_all(opened.fileno(), rows)
+                _write_all(opened.fileno(), written)
+
+    def _records(self, rows: memoryview, norms: memoryview, windows: range) -> bytes:
+        edges = self.rows_before[windows.start : windows.stop + 1]
+        ends = (edges - edges[0]).tolist()
+        assert len(norms) == ends[-1] * NORM_BYTES, (self.hookpoint, windows)
+        return b"".join(
+            checksums.record_bytes(
+                self.files,
+                window,
+                rows[begin * self.row_bytes : end * self.row_bytes],
+                norms[begin * NORM_BYTES : end * NORM_BYTES],
+            )
+            for window, begin, end in zip(windows, ends, ends[1:], strict=False)
+        )
 
     def rows(self) -> RowFile:
-        return RowFile(self.acts_file, self.dtype, self.d_in)
+        return RowFile(self.files.acts, self.dtype, self.d_in)
 
     def norms(self) -> Tensor:
         """float32 `[n_rows]`."""
-        return torch.from_numpy(np.fromfile(self.norms_file, dtype=np.float32))
-
-    def _agrees(self, n_rows: int) -> bool:
-        """Whether norms of a few rows are those on file; a disk's lost pages read as zeros."""
-        checked = torch.linspace(0, n_rows - 1, min(n_rows, _CHECKED_ROWS)).long()
-        norms = torch.linalg.vector_norm(self.rows()[checked].float(), dim=1)
-        return torch.allclose(norms, self.norms()[checked], rtol=1e-3, equal_nan=True)
+        return torch.from_numpy(np.fromfile(self.files.norms, dtype=np.float32))
 
 
-def _write_all(descriptor: int, rows: Tensor) -> None:
-    left = rows.view(torch.uint8).numpy().data.cast("B")
+def _bytes(rows: Tensor) -> memoryview:
+    return rows.view(torch.uint8).numpy().data.cast("B")
+
+
+def _write_all(descriptor: int, left: memoryview) -> None:
     while left:
         left = left[os.write(descriptor, left) :]
 
 
 def _size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
+    return file.stat().st_size if file.exists() else -1

@@ -1,13 +1,21 @@
-"""`sae-mlflow cache list` and `cache prune`: the activation cache."""
+"""`sae-mlflow cache list`, `cache verify` and `cache prune`: the activation cache."""
 
+from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sae_mlflow.commands.cli import make_app
+from sae_mlflow.disk import in_units
 from sae_mlflow.errors import UserError
 from sae_mlflow.terminal import say
+
+if TYPE_CHECKING:
+    from sae_mlflow.activations.verification import Checked
+
+EXIT_SOME_BAD = 1
+_SHOWN = 5  # damaged places of one hookpoint
 
 app = make_app(help="Cached activations of language models.")
 
@@ -16,7 +24,6 @@ app = make_app(help="Cached activations of language models.")
 def cache_list() -> None:
     """Show what is cached."""
     from sae_mlflow.activations.cache import list_cache
-    from sae_mlflow.disk import in_units
 
     entries = list_cache()
     for entry in entries:
@@ -26,6 +33,46 @@ def cache_list() -> None:
             f"{entry.tokens:,} tokens  {','.join(entry.hookpoints)}  last used {last_used}"
         )
     say(f"{len(entries)} entries, {in_units(sum(entry.bytes for entry in entries))}")
+
+
+@app.command("verify")
+def cache_verify(
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="Keys, as `cache list` shows them; unset means all.")
+    ] = None,
+) -> None:
+    """Check every byte of cached activations against their checksums. Exits 1 if something is bad.
+
+    A training checks what it reads as well, and collects anew what is bad.
+    """
+    from sae_mlflow.activations.verification import verify_cache
+
+    bad: list[str] = []
+    n_checked = n_bytes = 0
+    for checked in verify_cache(keys or []):
+        for line in _lines(checked):
+            typer.echo(line)
+        if checked.damage and checked.key not in bad:
+            bad.append(checked.key)
+        n_checked += bool(checked.hookpoint)
+        n_bytes += checked.bytes
+    typer.echo(f"{n_checked} hookpoints checked, {in_units(n_bytes)}; {len(bad)} bad entries")
+    if bad:
+        typer.echo(f"To collect them anew: sae-mlflow cache prune {' '.join(bad)}")
+        raise typer.Exit(EXIT_SOME_BAD)
+
+
+def _lines(checked: "Checked") -> Iterator[str]:
+    name = f"{checked.key}  {checked.hookpoint or 'facts'}"
+    for damage in checked.damage[:_SHOWN]:
+        yield f"{name}  BAD  {damage}"
+    if len(checked.damage) > _SHOWN:
+        yield f"{name}  BAD  and in {len(checked.damage) - _SHOWN:,} more places"
+    if checked.whole:
+        yield f"{name}  whole  {checked.windows:,} windows, {in_units(checked.bytes)}"
+    elif not checked.damage:
+        part = f"{checked.windows:,} of {checked.n_windows:,} windows"
+        yield f"{name}  unfinished  {part}; a training goes on from there"
 
 
 @app.command("prune")
@@ -40,7 +87,6 @@ def cache_prune(
 ) -> None:
     """Delete cached activations; a training that needs them collects them again."""
     from sae_mlflow.activations.cache import prune_cache
-    from sae_mlflow.disk import in_units
 
     if not keys and older_than_days is None and not everything:
         raise UserError("Nothing was chosen. Give keys (`cache list`), --older-than-days or --all.")

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from sae_mlflow.errors import UserError
 from sae_mlflow.reporting.display import Display
+from sae_mlflow.runs.heartbeat import heartbeat
 from sae_mlflow.tracking.open_run import OpenRun
 
 
@@ -13,10 +14,11 @@ def recorded(run: OpenRun) -> Iterator[OpenRun]:
     """Close a run as what it came to: finished, failed with the reason in a tag, or interrupted.
 
     Opened in the `with` itself, before anything is logged to it, no run is left that says RUNNING
-    for ever.
+    for ever; and one whose process is killed has a heartbeat that stops (`runs.heartbeat`).
     """
     try:
-        yield run
+        with heartbeat(run):
+            yield run
     except KeyboardInterrupt:
         run.fail("interrupted", "KILLED")
         raise

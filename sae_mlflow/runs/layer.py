@@ -21,6 +21,7 @@ from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import build_sae
 from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER
 from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.tracking.process import process_tags
 from sae_mlflow.tracking.registry import register_run
 from sae_mlflow.train import Trainer
 
@@ -78,6 +79,12 @@ def _report_giants(display: Display, acts: LayerActivations) -> None:
             f"{acts.site.label}: {giants:,} of {n_tokens:,} tokens left out for their norm "
             "(activations.max_norm_ratio)"
         )
+    if acts.not_finite.tokens:
+        display.warn(
+            f"{acts.site.label}: of these, {acts.not_finite.tokens:,} hold NaN or infinity at "
+            f"{', '.join(acts.not_finite.hookpoints)}, the first in window "
+            f"{acts.not_finite.first_window} of the text"
+        )
 
 
 def _open_layer_run(training: Training, parent: OpenRun, acts: LayerActivations) -> OpenRun:
@@ -88,6 +95,7 @@ def _open_layer_run(training: Training, parent: OpenRun, acts: LayerActivations)
         "sae.layer": site.label,
         "sae.hookpoint": ",".join(site.writes),
         "sae.architecture": settings.sae.architecture,
+        **process_tags(),
     }
     name = f"{naming.sanitise(settings.model.label)}_{site.label}"
     earlier = training.earlier.get(site.label)
@@ -121,6 +129,7 @@ def _layer_params(
         "data.held_out_tokens": acts.n_held_out,
         "data.giant_norm_train_tokens": acts.n_giant_train,
         "data.giant_norm_held_out_tokens": acts.n_giant_held_out,
+        "data.not_finite_tokens": acts.not_finite.tokens,
         "data.largest_norm_ratio": acts.largest_norm_ratio,
         "data.scale": acts.scales,
     }

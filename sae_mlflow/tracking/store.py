@@ -71,6 +71,15 @@ class Store(StoreReader):
         self._client.update_run(run_id, status="RUNNING")
         return OpenRun(self._client, run)
 
+    def close_dead(self, run_id: str, reason: str, ended: int | None) -> None:
+        """Mark a run KILLED whose process is gone; what it has stays.
+
+        Args:
+            ended: when it was last seen alive, in milliseconds since 1970; None means now.
+        """
+        self.reopen(run_id).tag({"sae.failure": reason})
+        self._client.set_terminated(run_id, "KILLED", end_time=ended)
+
     def comparison_run(self, experiment_id: str, model: str) -> OpenRun:
         """The run that holds a model's plots over several parents; one per model."""
         where = f"tags.`sae.role` = '{ROLE_COMPARISON}'"
