@@ -19,7 +19,17 @@ from safetensors.torch import load_file
 from sae_mlflow.tracking.store import Store
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["sae_mlflow.pipeline", "sae_mlflow.__main__"])
+_SERVER.set_forkserver_preload(
+    [
+        *("sae_mlflow.pipeline", "sae_mlflow.__main__", "sae_mlflow.evaluation.density_figure"),
+        *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.db.utils", "alembic"),
+        *("transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto"),
+        *(
+            "transformers.models.auto.tokenization_auto",
+            "transformers.tokenization_utils_tokenizers",
+        ),
+    ]
+)
 GIVE_UP_SECONDS = 120
 CLOCK = ("tokens_per_second", "within_epoch/tokens_per_second")
 
@@ -89,6 +99,7 @@ class Home:
         give_up = time.monotonic() + GIVE_UP_SECONDS
         while process.is_alive() and not moment(self):
             assert time.monotonic() < give_up, self.said
+            time.sleep(0.0005)
         if process.is_alive():
             os.kill(process.pid, number)
         process.join(GIVE_UP_SECONDS)

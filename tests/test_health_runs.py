@@ -45,9 +45,9 @@ def poisoned(monkeypatch):
     def poison(label, from_epoch):
         batches, epochs = LayerActivations.batches, Counter()
 
-        def with_nan(self, batch_tokens, generator):
+        def with_nan(self, batch_tokens, generator, skip=0):
             epochs[self.site.label] += 1
-            for batch in batches(self, batch_tokens, generator):
+            for batch in batches(self, batch_tokens, generator, skip):
                 if self.site.label == label and epochs[label] >= from_epoch:
                     batch.x[0, 0] = math.nan
                 yield batch

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pulled_plug import PullsThePlug
 
+from sae_mlflow.config import load_settings
+from sae_mlflow.pipeline import run_training
 from sae_mlflow.tracking.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -92,3 +95,29 @@ def test_bad_input_ends_with_one_and_its_reason_on_the_launchers_run(home):
     assert done.stderr.count(f"error: --set: {message}") == 1
     launcher = launchers(store)[0]
     assert launcher.status == "FAILED" and message in launcher.tags["sae.failure"]
+
+
+def test_resume_goes_on_in_the_interrupted_trainings_runs_and_the_launcher_links_there(
+    home, monkeypatch
+):
+    monkeypatch.setenv("SAE_MLFLOW_CACHE", str(home / "cache"))
+    monkeypatch.chdir(home)
+    settings = load_settings(str(home / "tiny.yaml"), {"seed": 7})
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    with pytest.raises(KeyboardInterrupt):
+        run_training(settings, PullsThePlug("layer1", 1), tracking_uri=uri)
+    parameters = [f"config={home / 'tiny.yaml'}", "set=seed=7", "resume=auto"]
+    done, store = mlflow_run(home, *parameters, experiment="tiny")
+    assert done.returncode == 0, done.stderr
+    interrupted, *_ = (
+        row
+        for row in store.parent_runs(store.find_experiment("tiny"), running=False)
+        if row.params["seed"] == "7"
+    )
+    assert interrupted.status == "FINISHED"
+    (layer,) = store.layer_runs(interrupted.experiment_id, parent_id=interrupted.run_id)
+    assert [step for _, step, _ in store.history(layer.run_id, ["total_loss"])] == [1, 2]
+    launcher = launchers(store, "tiny")[0]
+    assert launcher.params["resume"] == "auto" and "sae.role" not in launcher.tags
+    link = f"#/experiments/{interrupted.experiment_id}/runs/{interrupted.run_id}"
+    assert launcher.status == "FINISHED" and link in launcher.tags["mlflow.note.content"]

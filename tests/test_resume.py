@@ -1,24 +1,32 @@
 """Trainings that are really killed, and go on: nothing is missing, nothing twice, every bit is the
 one of a training that nobody disturbed."""
 
+import os
 import random
+import re
+import shlex
+import signal
 import time
+from contextlib import suppress
 
 import pytest
+import torch
+from full_disk import small_disk
 from killed_trainings import Home, assert_the_same
 
-EPOCHS = 12
-LAYERS = ["layer1", "layer2"]
+from sae_mlflow.checkpoint import read_checkpoint, save_checkpoint
+
+EPOCHS = 8
 
 
 @pytest.fixture(scope="module")
 def data(tiny_model, text_file):
-    """Epochs of 28 steps, in parts of 8, with checkpoints of a megabyte every 50 ms."""
+    """Epochs of 28 steps, in parts of 8, with checkpoints every 50 ms."""
     return {
         "experiment": "tiny",
         "model": {"name": str(tiny_model), "layers": [1, 2], "device": "cpu"},
         "text": {"source": str(text_file), "tokens": 4096, "context": 32},
-        "sae": {"k": 4, "d_sae": 512},
+        "sae": {"k": 4, "d_sae": 256},
         "train": {
             "batch_tokens": 128,
             "epochs": EPOCHS,
@@ -70,6 +78,16 @@ def in_an_epoch(n_new, seconds):
     return moment
 
 
+def after(n_new, moment):
+    """The first time that it is so once a number of new checkpoints is there."""
+    begun = in_an_epoch(n_new, 0)
+    return lambda home: begun(home) and moment(home)
+
+
+def there(pattern):
+    return lambda home: bool(home.files(pattern))
+
+
 def newest(home):
     return max((int(f.stem) for f in home.files("state/checkpoints/*/*.safetensors")), default=0)
 
@@ -103,7 +121,127 @@ def test_killed_at_ten_moments_it_ends_as_if_nobody_had_disturbed_it(home, whole
     assert_the_same(home, whole)
 
 
-def after(n_new, moment):
-    """The first time that it is so once a number of new checkpoints is there."""
-    begun = in_an_epoch(n_new, 0)
-    return lambda home: begun(home) and moment(home)
+def test_killed_once_it_has_trained_it_does_what_is_left_and_no_more(home, whole):
+    """While the weights are logged, while layers are evaluated, and before the parent is closed."""
+    results = "mlruns/*/*/artifacts"
+    for moment in [
+        there(f"{results}/sae/sae_weights.safetensors"),
+        there(f"{results}/evaluation/density.csv"),
+        there(f"{results}/seconds_by_stage.json"),
+    ]:
+        assert home.kill(moment, "--resume", "auto") in (-9, 0), home.said
+    home.train("--resume", "auto", status=0 if unfinished(home) else 2)
+    assert_the_same(home, whole)
+
+
+def unfinished(home):
+    return any(row.status != "FINISHED" for row in home.rows())
+
+
+def parent_of(home):
+    (row,) = (row for row in home.rows() if row.tags.get("sae.role") == "sweep")
+    return row
+
+
+def test_sigterm_saves_first_and_says_how_it_goes_on(home, whole):
+    """A second signal doesn't cut that off."""
+    seldom = ("--set", "checkpoint.every_seconds=1000")
+    process = home.start(*seldom)
+    wait_for(there("state/checkpoints/*/*.safetensors"), home)
+    before = newest(home)
+    wait_for(in_an_epoch(1, 0.02), home)
+    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 143, home.said
+    assert {row.status for row in home.rows()} == {"KILLED"}
+    assert {row.tags["sae.failure"] for row in home.rows()} == {"interrupted"}
+    hint = re.search(r"To go on from here: sae-mlflow train (.*)", home.said)[1]
+    assert hint.endswith(f"--resume {parent_of(home).run_id}")
+    saved = read_checkpoint(max(home.files("state/checkpoints/*/*.safetensors"), key=by_number))
+    assert newest(home) > before and saved.facts["trainer"]["batches"] > 0
+    words = shlex.split(hint)
+    home.train(*words[words.index("--set") :])
+    assert f"goes on in epoch {saved.facts['trainer']['epoch']}, after step" in home.said
+    assert_the_same(home, whole)
+
+
+def by_number(file):
+    return int(file.stem)
+
+
+def wait_for(moment, home):
+    give_up = time.monotonic() + 120
+    while not moment(home):
+        assert time.monotonic() < give_up, home.said
+        time.sleep(0.001)
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken_or_else_the_layer_starts_afresh(
+    home, whole
+):
+    assert home.kill(in_an_epoch(3, 0), "--resume", "auto") == -9
+    files = sorted(home.files("state/checkpoints/*/*.safetensors"), key=by_number)
+    older, damaged = files[-2:]  # a third one waited for being removed, perhaps
+    flip_a_bit(damaged)
+    saved = read_checkpoint(older)
+    poisoned = saved.tensors | {"sae.W_dec": saved.tensors["sae.W_dec"] * torch.nan}
+    no_numbers = save_checkpoint(older.parent, poisoned, saved.facts)
+    save_checkpoint_again(older, saved)  # the third newest, which saving removed
+    assert home.kill(in_an_epoch(1, 0), "--resume", "auto") == -9
+    for file, reason in (no_numbers, "its weights are no numbers"), (damaged, "checksum"):
+        (line,) = (line for line in home.said.splitlines() if f"{file} is not gone on" in line)
+        assert line.startswith("warning: ") and reason in line
+    step = saved.facts["trainer"]["steps_done"]
+    assert (
+        f"layer1 goes on in epoch {saved.facts['trainer']['epoch']}, after step {step}" in home.said
+    )
+    for file in home.files("state/checkpoints/*/*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-100])
+    home.train("--resume", "auto")
+    assert "warning: layer1 starts afresh: there is no checkpoint of it that is whole" in home.said
+    assert_the_same(home, whole)
+
+
+def save_checkpoint_again(file, saved):
+    elsewhere = save_checkpoint(file.parent / "again", saved.tensors, saved.facts)
+    elsewhere.rename(file)
+    file.with_name("again").rmdir()
+
+
+def test_a_full_disk_costs_a_warning_and_no_checkpoint_that_was_there(home, whole, tmp_path):
+    with small_disk(tmp_path / "disk", megabytes=2) as disk:
+        words = ("--resume", "auto", "--set", f"checkpoint.dir={disk}")
+        process = home.start(*words)
+        files = lambda: sorted(disk.glob("*/*.safetensors"), key=by_number)  # noqa: E731
+        wait_for(lambda _: len(files()) == 2, home)
+        filler = disk / "filler"
+        fill(filler)
+        wait_for(lambda home: "can't be written" in home.said, home)
+        time.sleep(0.3)  # many more that can't
+        assert process.is_alive(), home.said
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        (line,) = (line for line in home.said.splitlines() if "can't be written" in line)
+        assert re.search(
+            r"warning: layer\d: its checkpoint \(\d.* [kM]B\) can't be written to .*: the disk is "
+            r"full \(.*B free\)\. The training goes on, and tries again\. The last one stays: ",
+            line,
+        )
+        read_checkpoint(files()[-1])
+        assert not [*disk.glob("*/*.part")]
+        filler.unlink()
+        home.train(*words)
+        assert_the_same(home, whole)
+
+
+def fill(file):
+    with file.open("wb", buffering=0) as filler, suppress(OSError):
+        while True:
+            filler.write(bytes(1024))

@@ -31,9 +31,14 @@ class Layer:
     checkpoints: Checkpoints
     sae: SAE | None = None
     """What is kept of it in the end; None where no epoch of a stopped training was good."""
+    _saved: tuple[int, int] = (0, 0)
 
     def save(self) -> None:
-        self.checkpoints.write(self.log.facts(), self.health.good)
+        """Everything up to the last record; once."""
+        mark = self.trainer.steps_done, len(self.log.records)
+        if mark != self._saved:
+            self.checkpoints.write(self.log.facts(), self.health.good)
+        self._saved = mark
 
 
 def begin(
