@@ -19,10 +19,11 @@ from pydantic import (
 from sae_mlflow import architectures, naming
 from sae_mlflow.config_checkpoint import CheckpointSettings
 from sae_mlflow.config_errors import explain
-from sae_mlflow.config_files import find_config, read_config
+from sae_mlflow.config_files import find_config, plain_yaml, read_config
 from sae_mlflow.config_health import HealthSettings
 from sae_mlflow.config_section import Section as _Section
 from sae_mlflow.errors import UserError, did_you_mean, known
+from sae_mlflow.folders import is_folder, user_path
 
 EMBEDDED_MODEL = "smollm2-135m"
 EMBEDDED_TEXT = "embedded"
@@ -38,7 +39,7 @@ def _layer_list(value: object) -> object:
     for part in filter(None, (p.strip() for p in value.split(","))):
         first, dash, last = part.partition("-")
         if dash and first.isdecimal() and last.isdecimal():
-            layers += range(int(first), int(last) + 1)
+            layers += naming.layers_between(first, last)
         else:
             layers.append(int(part) if part.isdecimal() else part)
     return tuple(layers)
@@ -94,8 +95,8 @@ class ModelSettings(_Section):
     @property
     def label(self) -> str:
         """The name that tags, titles and files show: of a local folder, the folder's own."""
-        folder = Path(self.name).expanduser()
-        return folder.resolve().name if folder.is_dir() else self.name
+        folder = user_path(self.name)
+        return folder.resolve().name if is_folder(folder) else self.name
 
 
 class TextSettings(_Section):
@@ -352,7 +353,7 @@ def parse_set(text: str) -> dict[str, Any]:
         if not equals or not key:
             raise UserError(f"--set: {part!r} is not KEY=VALUE, for example sae.k=64.")
         try:
-            overrides[key] = yaml.safe_load(value) if value else None
+            overrides[key] = plain_yaml(value) if value else None
         except yaml.YAMLError:
             raise UserError(f"--set {key}: {value!r} is not a YAML value.") from None
     return overrides

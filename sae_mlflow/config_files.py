@@ -7,13 +7,16 @@ from typing import Any
 import yaml
 
 from sae_mlflow.errors import UserError, did_you_mean, known
+from sae_mlflow.folders import is_file, user_path
+
+_MOST_VALUES = 100_000
 
 
 def find_config(config: str) -> Path:
     """The file that a config's name means: a path, else in `./configs`, else the package's own."""
-    asked = Path(config).expanduser()
+    asked = user_path(config)
     for candidate in _candidates(asked):
-        if candidate.is_file():
+        if is_file(candidate):
             return candidate
     names = sorted({p.name for d in _config_folders() if d.is_dir() for p in d.glob("*.yaml")})
     hint = did_you_mean(asked.name, names)
@@ -28,12 +31,12 @@ def find_style(style: str, shipped: bool = False) -> Path:
     Args:
         shipped: only the package's own.
     """
-    path = Path(style).expanduser()
-    if path.is_file() and not shipped:
+    path = user_path(style)
+    if is_file(path) and not shipped:
         return path
     folder = shipped_folder() / "plots"
     named = folder / f"{path.name.removesuffix('.yaml')}.yaml"
-    if named.is_file() and path.parent in (Path(), Path("plots"), Path("configs/plots")):
+    if is_file(named) and path.parent in (Path(), Path("plots"), Path("configs/plots")):
         return named
     names = sorted(file.stem for file in folder.glob("*.yaml"))
     raise UserError(
@@ -83,7 +86,7 @@ def read_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(parent, str):
         raise UserError(f"{path}: extends = {parent!r}, but it takes one config's name.")
     beside = path.parent / parent
-    base_path = beside if beside.is_file() else find_config(parent)
+    base_path = beside if is_file(beside) else find_config(parent)
     base = read_config(base_path, (*seen, path.resolve()))
     return merged(base, data)
 
@@ -95,11 +98,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: it is missing, empty or not YAML.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = plain_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else ""
-        problem = getattr(error, "problem", None) or "it can't be parsed"
+        problem = getattr(error, "problem", None) or str(error) or "it can't be parsed"
         raise UserError(f"{path}{where} is not valid YAML: {problem}.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not a text file. A config is YAML in UTF-8.") from None
@@ -112,6 +115,48 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{path} holds a {type(data).__name__}, but a config is `key: value` lines."
         )
     return data
+
+
+def plain_yaml(text: str) -> Any:
+    """Text, numbers, truth values, lists, and mappings by text: what a setting can be.
+
+    Raises:
+        yaml.YAMLError: it isn't YAML, or holds something else: a date, a list in itself.
+    """
+    try:
+        data = yaml.safe_load(text)
+        _count(data, {})
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    # what PyYAML lets through of a number, a date or a tag that isn't what it looks like
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError) as error:
+        raise yaml.YAMLError(f"a value isn't what it looks like: {_first_line(error)}") from None
+    return data
+
+
+def _count(data: Any, known_counts: dict[int, int | None]) -> int:
+    """Values in all, each as often as it is referred to; few lines can refer to billions."""
+    if data is None or isinstance(data, str | int | float):
+        return 1
+    if not isinstance(data, list | dict):
+        raise yaml.YAMLError(f"it holds a {type(data).__name__}; write it in quotes")
+    if id(data) not in known_counts:
+        known_counts[id(data)] = None
+        if isinstance(data, dict) and any(not isinstance(key, str) for key in data):
+            key = next(key for key in data if not isinstance(key, str))
+            raise yaml.YAMLError(f"the key {key!r} isn't text; write it in quotes")
+        inner = data.values() if isinstance(data, dict) else data
+        known_counts[id(data)] = 1 + sum(_count(value, known_counts) for value in inner)
+    count = known_counts[id(data)]
+    if count is None:
+        raise yaml.YAMLError("a list or mapping holds itself")
+    if count > _MOST_VALUES:
+        raise yaml.YAMLError(f"it holds over {_MOST_VALUES:,} values")
+    return count
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def merged(base: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,30 @@ def state_folder() -> Path:
     )
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it: `~` is their home; that of nobody stays as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False too where a path can't be one, as it is too long."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """The same of a folder."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def make_folder(folder: Path, variable: str = CACHE_VARIABLE) -> Path:
     """A folder of ours, made where it isn't there.
 
@@ -46,4 +70,4 @@ def make_folder(folder: Path, variable: str = CACHE_VARIABLE) -> Path:
 
 def _named_by(variable: str) -> Path | None:
     named = os.environ.get(variable)
-    return Path(named).expanduser().absolute() if named else None
+    return user_path(named).absolute() if named else None

@@ -16,10 +16,18 @@ FILE_SUFFIX = "_training_history.json"
 STORED_INFINITY = 1.797e308
 """MLflow's SQL store gives infinity back as the largest float; from here on it means infinity."""
 
+LARGEST_DRAWN = 1e100
+"""An axis needs room to compute in: matplotlib's own arithmetic ends at 1.8e308."""
+
 
 def restored(value: float) -> float:
     """A metric's value as it was logged, infinity included."""
     return math.copysign(math.inf, value) if abs(value) >= STORED_INFINITY else value
+
+
+def drawable(value: float) -> float:
+    """The same for a figure: what is too large for an axis is infinite there, a gap with a word."""
+    return math.copysign(math.inf, value) if abs(value) >= LARGEST_DRAWN else value
 
 
 def read_history(path: Path) -> dict[str, list[float]]:

@@ -12,6 +12,7 @@ PLOTS_FOLDER = "training_plots"
 
 _INPUT_FILE = "@input"  # ':' can't stand in every file name, and nothing sanitised has an '@'
 _LONGEST_LABEL = 100
+_LAYER_DIGITS = 5
 
 # Models that are still told apart once their slashes are two hyphens.
 _UNMISTAKABLE = re.compile(r"[A-Za-z0-9._]+([-/][A-Za-z0-9._]+)*")
@@ -54,7 +55,7 @@ def registered_name(model: str, layer: str) -> str:
     """
     name = model.replace("/", "--")
     if not _UNMISTAKABLE.fullmatch(model) or sanitise(name) != name:
-        name = f"{sanitise(model)}-{sha256(model.encode()).hexdigest()[:8]}"
+        name = f"{sanitise(model)}-{sha256(model.encode(errors='surrogatepass')).hexdigest()[:8]}"
     return f"{name}-{sanitise(layer)}"
 
 
@@ -64,7 +65,15 @@ def hookpoint(layer: int | str) -> str:
     `layers` stands for the model's list of blocks, whatever the architecture calls it.
     """
     text = str(layer).strip()
-    return f"layers.{int(text)}" if text.isdecimal() else text
+    is_number = text.isdecimal() and len(text) < 1000  # Python converts no longer one
+    return f"layers.{int(text)}" if is_number else text
+
+
+def layers_between(first: str, last: str) -> range:
+    """`3`, `7` as the layers from 3 to 7; a ValueError where no model can have so many."""
+    if max(len(first), len(last)) > _LAYER_DIGITS:
+        raise ValueError(f"no model has a layer of over {_LAYER_DIGITS} digits")
+    return range(int(first), int(last) + 1)
 
 
 def input_of(path: str) -> str:
@@ -82,8 +91,14 @@ def module_path(hookpoint: str) -> str:
 
 
 def file_stem(hookpoint: str) -> str:
-    """A hookpoint's file in the activation cache: `layers.10.mlp`, `layers.10.mlp@input`."""
-    stem = sanitise(module_path(hookpoint))
+    """A hookpoint's file in the activation cache: `layers.10.mlp`, `layers.10.mlp@input`.
+
+    One that had to be sanitised ends with a hash, so that no two hookpoints have the same file.
+    """
+    path = module_path(hookpoint)
+    stem = sanitise(path)
+    if stem != path:  # another path could come to the same file
+        stem = f"{stem}-{sha256(path.encode(errors='surrogatepass')).hexdigest()[:8]}"
     return stem + _INPUT_FILE if is_input(hookpoint) else stem
 
 

@@ -1,6 +1,7 @@
 """The composition root: settings in, runs out. Everything meets here and nowhere else."""
 
 import json
+import math
 from collections.abc import Sequence
 
 import torch
@@ -148,7 +149,12 @@ def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActi
     """What the LM loses to each SAE that was trained."""
     settings, display = training.settings, training.display
     pairs = zip(training.rows, all_acts, strict=True)
-    waiting = [(row, acts) for row, acts in pairs if not row.stopped and not row.evaluation]
+    waiting = []
+    for row, acts in pairs:
+        if not math.isfinite(row.history["total_loss"][-1]):
+            display.warn(f"{row.layer} isn't evaluated: its loss is no number any more")
+        elif not row.stopped and not row.evaluation:
+            waiting.append((row, acts))
     if waiting:
         rows, their_acts = [row for row, _ in waiting], [acts for _, acts in waiting]
         lm = training.language_model()

@@ -1,5 +1,6 @@
 """SAEs with random weights, saved as a training on scaled activations saves them."""
 
+import json
 from dataclasses import dataclass
 
 import torch
@@ -73,3 +74,10 @@ def assert_same_latents(got, wanted):
 def assert_same_recon(got, wanted):
     """To within 1e-5 of the raw activations' scale."""
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+
+
+def change_config(folder, **changes):
+    """Change a saved SAE's config on purpose, None to leave a key away: its checksum goes too."""
+    file = folder / "cfg.json"
+    config = json.loads(file.read_text()) | {"sha256": None} | changes
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))

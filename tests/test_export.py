@@ -15,6 +15,7 @@ from saved_saes import (
     Acts,
     assert_same_latents,
     assert_same_recon,
+    change_config,
     saved,
 )
 
@@ -216,9 +217,7 @@ def test_what_holds_no_sae_is_refused(tmp_path):
 )
 def test_a_config_that_does_not_fit_is_refused_with_the_reason(change, message, folder):
     saved(folder, "topk")
-    config = json.loads((folder / "cfg.json").read_text()) | change
-    config = {key: value for key, value in config.items() if value is not None}
-    (folder / "cfg.json").write_text(json.dumps(config))
+    change_config(folder, **change)
     with pytest.raises(UserError, match=message) as error:
         load_sae(folder)
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
@@ -240,6 +239,7 @@ def test_a_config_that_is_none_is_refused(text, message, folder):
 @pytest.mark.parametrize("case", CASES)
 def test_weights_that_lack_one_or_have_another_are_refused(case, folder):
     saved(folder, case)
+    change_config(folder)
     file = folder / "sae_weights.safetensors"
     whole = load_file(file)
     for name, weight in whole.items():

@@ -1,12 +1,10 @@
 """Peers' own loaders as oracles: ours opened by them, and theirs by us, do the same."""
 
-import json
-
 import pytest
 import torch
 from peers import peer
 from safetensors.torch import load_file, save_file
-from saved_saes import CASES, assert_same_latents, assert_same_recon, saved
+from saved_saes import CASES, assert_same_latents, assert_same_recon, change_config, saved
 
 from sae_mlflow import load_sae
 from sae_mlflow.errors import UserError
@@ -68,15 +66,10 @@ def test_what_saelens_writes_is_opened_here(case, folder, tmp_path):
     assert_same(run, load_sae(tmp_path / "theirs"), acts)
 
 
-def change(folder, **config):
-    file = folder / "cfg.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | config))
-
-
 @pytest.mark.parametrize("case", ["standard", "topk", "jumprelu", "gated"])
 def test_one_of_saelens_that_subtracts_nothing_is_opened(case, folder):
     _, acts = saved(folder, case)
-    change(folder, apply_b_dec_to_input=False)
+    change_config(folder, apply_b_dec_to_input=False)
     _, run = sae_lens(folder)
     assert_same(run, load_sae(folder), acts)
 
@@ -84,7 +77,7 @@ def test_one_of_saelens_that_subtracts_nothing_is_opened(case, folder):
 def test_topk_of_saelens_that_weighs_latents_by_decoder_norms_is_opened(folder):
     _, acts = saved(folder, "topk")
     plain = load_sae(folder).encode(acts)
-    change(folder, rescale_acts_by_decoder_norm=True)
+    change_config(folder, rescale_acts_by_decoder_norm=True)
     _, run = sae_lens(folder)
     assert not torch.equal(run(acts)[0] > 0, plain > 0)
     assert_same(run, load_sae(folder), acts)
@@ -93,7 +86,7 @@ def test_topk_of_saelens_that_weighs_latents_by_decoder_norms_is_opened(folder):
 @pytest.mark.parametrize("case", ["jumprelu_transcoder", "jumprelu_skip_transcoder"])
 def test_relu_transcoders_of_saelens_are_opened(case, folder):
     _, acts = saved(folder, case, bias=-3.0)
-    change(folder, architecture=case.removeprefix("jumprelu_"))
+    change_config(folder, architecture=case.removeprefix("jumprelu_"))
     weights = load_file(folder / "sae_weights.safetensors")
     del weights["threshold"]
     save_file(weights, folder / "sae_weights.safetensors")

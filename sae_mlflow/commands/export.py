@@ -1,12 +1,12 @@
 """`sae-mlflow export`: a trained SAE as files, for this package or for one of its peers."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.errors import UserError
+from sae_mlflow.folders import user_path
 from sae_mlflow.terminal import say
 
 
@@ -41,7 +41,7 @@ def export_command(
 
         source = f"runs:/{layer_run(Store(tracking_uri or None), run).run_id}/{SAE_FOLDER}"
     stored, _ = read_stored(source, tracking_uri=tracking_uri or None)
-    folder = Path(output).expanduser()
+    folder = user_path(output)
     export_sae(stored, format_, folder)
     sizes = f"{stored.config['d_in']} -> {stored.config['d_sae']}"
     say(f"{source}: {stored.architecture} SAE, {sizes} latents, as {format_} in {folder}")

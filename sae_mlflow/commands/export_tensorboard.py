@@ -1,12 +1,12 @@
 """`sae-mlflow export-tensorboard`: past runs, as TensorBoard reads them."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.errors import UserError
+from sae_mlflow.folders import user_path
 from sae_mlflow.terminal import say
 
 
@@ -27,6 +27,6 @@ def export_tensorboard_command(
     from sae_mlflow.tensorboard.export import export_experiment
     from sae_mlflow.tracking.store import Store
 
-    folder = Path(output).expanduser()
+    folder = user_path(output)
     for made in export_experiment(Store(tracking_uri or None), experiment, folder):
         say(made)

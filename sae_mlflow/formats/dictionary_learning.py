@@ -105,7 +105,7 @@ def read(folder: Path) -> StoredSAE:
     file = folder / CONFIG_FILE
     trainer = read_json(file).get("trainer")
     dict_class = trainer.get("dict_class") if isinstance(trainer, dict) else None
-    if not isinstance(trainer, dict) or dict_class not in _NAMES:
+    if not isinstance(trainer, dict) or not isinstance(dict_class, str) or dict_class not in _NAMES:
         raise UserError(
             f"{file}: trainer.dict_class = {dict_class!r} can't be read. Known: {known(_NAMES)}."
         )

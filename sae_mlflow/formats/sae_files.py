@@ -7,6 +7,7 @@ from typing import Protocol
 from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError, known
+from sae_mlflow.folders import is_file, is_folder, user_path
 from sae_mlflow.formats import dictionary_learning, pt, sae_lens, sparsify, stored_sae
 from sae_mlflow.formats.stored_sae import StoredSAE
 from sae_mlflow.sae import SAE
@@ -103,7 +104,7 @@ def load_sae(source: str | Path, *, device: str = "cpu", tracking_uri: str | Non
 def read_stored(source: str | Path, *, tracking_uri: str | None = None) -> tuple[StoredSAE, Path]:
     """What `load_sae` builds an SAE from, and its place for messages."""
     if not str(source).startswith(STORE_SCHEMES):
-        path = Path(source).expanduser()
+        path = user_path(source)
         return _read(path), path
     from sae_mlflow.tracking.store import Store
 
@@ -116,9 +117,9 @@ def read_stored(source: str | Path, *, tracking_uri: str | None = None) -> tuple
 
 
 def _read(path: Path) -> StoredSAE:
-    if path.is_file():
+    if is_file(path):
         return pt.read(path)
-    if not path.is_dir():
+    if not is_folder(path):
         raise UserError(
             f"{path} isn't there. Give the folder of a saved SAE, a .pt file, runs:/RUN_ID/sae or "
             "models:/NAME@ALIAS."

@@ -4,6 +4,7 @@ Our own layout too: an architecture that SAELens doesn't know is stored in the s
 name of ours.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from sae_mlflow.formats.weight_files import read_json, read_safetensors
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
+CHECKSUM = "sha256"
+"""In a config: of the weights and of the config itself. SAELens ignores it, and writes none."""
 
 KNOWN_TO_SAE_LENS = (*AUTOENCODERS, "jumprelu_transcoder", "jumprelu_skip_transcoder")
 
@@ -33,6 +36,7 @@ _OF_SAE_LENS_ALONE = {
     "normalize_activations",
     "reshape_activations",
     "rescale_acts_by_decoder_norm",
+    CHECKSUM,
 }
 
 # SAELens' ReLU transcoders, which are JumpReLU transcoders of threshold 0.
@@ -47,6 +51,8 @@ def refusal(stored: StoredSAE) -> str | None:
 
 
 def write(stored: StoredSAE, folder: Path) -> None:
+    weights = {name: w.float().contiguous() for name, w in stored.weights.items()}
+    save_file(weights, folder / WEIGHTS_FILE)
     metadata = {"sae_lens_version": SAE_LENS_VERSION} | stored.config.get("metadata", {})
     config = stored.config | {
         "dtype": "float32",
@@ -57,14 +63,18 @@ def write(stored: StoredSAE, folder: Path) -> None:
         "rescale_acts_by_decoder_norm": False,
         "metadata": metadata,
     }
+    config[CHECKSUM] = _checksum(config, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    weights = {name: w.float().contiguous() for name, w in stored.weights.items()}
-    save_file(weights, folder / WEIGHTS_FILE)
 
 
 def read(folder: Path) -> StoredSAE:
     file = folder / CONFIG_FILE
-    config, weights = read_json(file), read_safetensors(folder / WEIGHTS_FILE)
+    config = read_json(file)
+    about = config.get("metadata", {})
+    if not isinstance(about, dict):
+        raise UserError(f"{file}: metadata is a {type(about).__name__}; it has to be an object.")
+    weights = read_safetensors(folder / WEIGHTS_FILE)
+    _check_sum(config, folder)
     if not {"architecture", "d_in", "d_sae"} <= config.keys():
         raise UserError(f"{file} is not an SAE's config: it needs architecture, d_in and d_sae.")
     _check_normalisation(config, file)
@@ -75,8 +85,27 @@ def read(folder: Path) -> StoredSAE:
     stored_sae.check_architecture(architecture, file)
     weights = _in_our_terms(architecture, config, weights, file)
     plain = {key: value for key, value in config.items() if key not in _OF_SAE_LENS_ALONE}
-    about = config.get("metadata", {})
     return StoredSAE(plain | {"architecture": architecture, "metadata": about}, weights)
+
+
+def _checksum(config: dict[str, Any], weights: Path) -> str:
+    """sha256 of a weights file, and behind it of its config: neither has a sum of its own."""
+    rest = {key: value for key, value in config.items() if key != CHECKSUM}
+    with weights.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256")
+    digest.update(json.dumps(rest, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _check_sum(config: dict[str, Any], folder: Path) -> None:
+    """Older files, and SAELens' own, have none."""
+    weights = folder / WEIGHTS_FILE
+    if CHECKSUM in config and config[CHECKSUM] != _checksum(config, weights):
+        raise UserError(
+            f"{folder} isn't as it was saved: {CONFIG_FILE} and {WEIGHTS_FILE} don't have the "
+            f"{CHECKSUM} that the former names. One of them is damaged, or was changed: take them "
+            f"from their run again (or, if the change was meant, remove {CHECKSUM})."
+        )
 
 
 def _check_normalisation(config: dict[str, Any], file: Path) -> None:

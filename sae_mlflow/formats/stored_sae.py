@@ -142,6 +142,13 @@ def _check_weights(sae: SAE, weights: dict[str, Tensor], file: Path) -> None:
     ]
     if wrong:
         raise UserError(f"{file} and its weights don't belong together: {known(wrong)}.")
+    counts = {name: int((~p.isfinite()).sum()) for name, p in weights.items()}
+    bad = [f"{n:,} of {weights[name].numel():,} in {name}" for name, n in counts.items() if n]
+    if bad:
+        raise UserError(
+            f"{file}: weights that aren't numbers (NaN or infinity): {known(bad)}. The training "
+            "went bad, or the file is damaged: `sae-mlflow health` tells of the run."
+        )
 
 
 def check_shapes(architecture: str, weights: dict[str, Tensor], file: Path) -> None:

@@ -3,19 +3,22 @@
 import functools
 import hashlib
 import json
-import os
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sae_mlflow import assets
 from sae_mlflow.config import EMBEDDED_MODEL, ModelSettings
 from sae_mlflow.errors import UserError
-from sae_mlflow.folders import cache_folder, make_folder
+from sae_mlflow.folders import cache_folder, is_folder, make_folder, user_path
 from sae_mlflow.lm import embedded
+from sae_mlflow.whole_file import whole_file
 
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth"}
 _HUB_SECONDS = 10
+_SETTLED_NS = 2 * 10**9  # a file system's clock ticks at least so often (FAT; others in ms)
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ def _locate(name: str, revision: str | None) -> ModelFiles:
         folder = embedded.embedded_model()
         return ModelFiles(str(folder), None, folder)
     check_name(name)
-    folder = Path(name).expanduser()
-    return ModelFiles(str(folder), None, folder) if folder.is_dir() else _on_hub(name, revision)
+    folder = user_path(name)
+    return ModelFiles(str(folder), None, folder) if is_folder(folder) else _on_hub(name, revision)
 
 
 def check_name(name: str) -> None:
@@ -57,7 +60,7 @@ def check_name(name: str) -> None:
     """
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    if len(name) < 1024 and "\0" not in name and (folder := Path(name).expanduser()).is_dir():
+    if is_folder(folder := user_path(name)):
         if (folder / "config.json").is_file():
             return
         raise UserError(
@@ -133,7 +136,10 @@ def _in_hub_cache(name: str, revision: str | None, error: Exception) -> str:
 def weights_hash(model: ModelSettings) -> str:
     """What identifies a model's weights: other weights, another hash.
 
-    A local folder's weight files are read once; the cache folder remembers by path, size and time.
+    A local folder's weight files are read once; the cache folder remembers them by path, inode,
+    size and the times that a file system keeps of content (`mtime`) and of any change (`ctime`,
+    which nobody can set back). One that changed a moment ago is read again next time: it may change
+    once more within the same tick of the file system's clock.
     """
     if model.name == EMBEDDED_MODEL:
         return f"sha256:{embedded.MODEL.member_sha256}"
@@ -162,13 +168,15 @@ def _hashes(folder: Path, with_code: bool) -> Iterator[tuple[str, str]]:
     ]
     for file in [*deciding, *(folder.rglob("*.py") if with_code else ())]:
         stat = file.stat()
-        key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        memo[key] = memo.get(key) or assets.sha256_of(file)
-        yield str(file.relative_to(folder)), memo[key]
+        facts = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        key = " ".join(map(str, (file.resolve(), *facts)))
+        found = memo.get(key) or assets.sha256_of(file)
+        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
+            memo[key] = found
+        yield str(file.relative_to(folder)), found
     if memo != before:
-        part = memo_file.with_name(f"{memo_file.name}.{os.getpid()}")
-        part.write_text(json.dumps(memo), encoding="utf-8")
-        part.replace(memo_file)
+        with suppress(UserError), whole_file(memo_file) as part:  # a full disk costs time alone
+            part.write_text(json.dumps(memo), encoding="utf-8")
 
 
 def _read_memo(file: Path) -> dict[str, str]:
@@ -176,4 +184,5 @@ def _read_memo(file: Path) -> dict[str, str]:
         memo = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return memo if isinstance(memo, dict) else {}
+    pairs = memo.items() if isinstance(memo, dict) else ()
+    return {key: value for key, value in pairs if isinstance(value, str)}

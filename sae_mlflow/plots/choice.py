@@ -48,12 +48,19 @@ def parse_layers(text: str) -> tuple[str, ...]:
     for part in filter(None, (p.strip() for p in text.split(","))):
         first, dash, last = part.partition("-")
         if dash and first.isdecimal() and last.isdecimal():
-            labels += [naming.layer_label(n) for n in range(int(first), int(last) + 1)]
+            labels += map(naming.layer_label, _between(first, last))
         elif label := naming.layer_label(part):
             labels.append(label)
     if not labels:
         raise UserError(f"--layers {text!r} names no layer. Write 10,15 or 3-7 or layer10_mlp.")
     return tuple(dict.fromkeys(labels))
+
+
+def _between(first: str, last: str) -> range:
+    try:
+        return naming.layers_between(first, last)
+    except ValueError as error:
+        raise UserError(f"--layers {first[:20]}-{last[:20]}: {error}.") from None
 
 
 def finished_rows(

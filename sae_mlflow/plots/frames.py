@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import pandas as pd
 
 from sae_mlflow import naming
-from sae_mlflow.history import restored
+from sae_mlflow.history import drawable
 from sae_mlflow.tracking.contents import WITHIN_EPOCH
 
 if TYPE_CHECKING:  # at run time it would import mlflow
@@ -88,7 +88,7 @@ def run_table(
         for run in group:
             head = (run.run_id, run.model, run.layer, setting, run.params.get("seed", ""))
             rows += [
-                (*head, epoch, metric, restored(value))
+                (*head, epoch, metric, drawable(value))
                 for metric, epoch, value in store.history(run.run_id, metrics)
             ]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -109,7 +109,7 @@ def history_table(
 ) -> pd.DataFrame:
     """Histories by layer, as files hold them, as `COLUMNS`; there is no run, setting or seed."""
     rows = [
-        ("", model, layer, "", "", epoch, metric, value)
+        ("", model, layer, "", "", epoch, metric, drawable(value))
         for layer, history in histories.items()
         for metric, values in history.items()
         for epoch, value in enumerate(values, start=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sae_mlflow.config import EMBEDDED_TEXT, TextSettings
 from sae_mlflow.errors import UserError, known
+from sae_mlflow.folders import user_path
 from sae_mlflow.text.embedded import embedded_text
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -27,7 +28,7 @@ def documents(text: TextSettings) -> tuple[str, Iterator[str]]:
         extracts = [article["extract"] for article in articles]
         name = "embedded: English Wikipedia summaries (CC BY-SA 4.0)"
         return name, shuffled(extracts, text.shuffle_seed)
-    files = [Path(source).expanduser() for source in sources]
+    files = [user_path(source) for source in sources]
     if len(sources) == 1 and not files[0].exists() and files[0].suffix not in _SUFFIXES:
         return _hub_documents(sources[0], text)
     for file in files:

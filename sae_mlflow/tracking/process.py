@@ -30,6 +30,7 @@ HEARTBEAT_TAG = "sae.heartbeat"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _SAME_START_SECONDS = 1.0  # the boot's time, which is taken off, is known to the second
+_PID_DIGITS = 20
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -79,8 +80,8 @@ def why_dead(tags: Mapping[str, str], stale_seconds: float) -> str | None:
     """
     who = f"process {tags.get(PID_TAG)} on {tags.get(HOST_TAG)}"
     if tags.get(HOST_ID_TAG) == host_id():
-        pid, started = _number(tags.get(PID_TAG)), _number(tags.get(STARTED_TAG))
-        if pid is not None and started is not None:
+        pid, started = tags.get(PID_TAG, ""), _number(tags.get(STARTED_TAG))
+        if pid.isdecimal() and len(pid) < _PID_DIGITS and started is not None:
             return None if _is_there(int(pid), started) else f"{who} is gone"
     beat = last_heartbeat(tags)
     if beat is None or (datetime.now(UTC) - beat).total_seconds() < stale_seconds:
