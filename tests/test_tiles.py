@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_mlflow.sae import kernels, tiles
+from sae_mlflow.sae import kernels, tile_above, tiles
 from sae_mlflow.sae.support import SparseSupport, Support
 from sae_mlflow.sae.tiled_support import TiledSupport, sparse_support
 
@@ -165,6 +165,28 @@ def test_columns_are_some_latents_alone(first, end):
     assert_near(part.times(values[where], rows), dense[:, first:end] @ rows.numpy(), torch.float64)
 
 
+@pytest.mark.parametrize("dtype", RELATIVE)
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize(("batch", "d_sae"), [(0, 5), (1, 64), (70, 63), (300, 130), (513, 33)])
+def test_what_is_over_a_bound_goes_into_the_tiles_that_a_sort_makes(batch, d_sae, silent, dtype):
+    """In chunks of two tiles of 128, against NumPy's comparison and `tiles.sort`."""
+    product, (bias, lower) = matrix(batch, d_sae, 1, dtype), matrix(2, d_sae, 2, dtype)
+    product[::7, ::3] = torch.nan
+    lower[::5] = torch.inf
+    lower[1::5] = -torch.inf
+    loud = lower + matrix(1, d_sae, 3, dtype)[0] if silent else None  # under it for some
+    values, got = tile_above.above(product.split(256), bias, lower, loud, 128)
+    pre_acts = (product + bias).numpy()
+    over = pre_acts > lower.numpy()
+    starts = torch.from_numpy(np.concatenate([[0], over.sum(axis=1).cumsum()]))
+    kept, latents = torch.from_numpy(pre_acts[over]), torch.from_numpy(over.nonzero()[1])
+    codes = (kept, loud) if silent else None
+    wanted, places = tiles.sort(latents, starts, d_sae, 128, codes)
+    assert torch.equal(values, kept[places])
+    assert torch.equal(got.starts, wanted.starts) and torch.equal(got.tokens, wanted.tokens)
+    assert got[2:] == wanted[2:] == (batch, d_sae, 128)
+
+
 def test_a_tiles_codes_are_sorted_by_latent_and_then_by_token():
     """Two tiles; tokens 0, 1 and 128 have latents 1, 0 | 1 | 0."""
     made, places = tiles.sort(torch.tensor([1, 0, 1, 0]), STARTS, 3)
@@ -207,6 +229,14 @@ def test_tall_tiles_are_for_more_tokens_than_one_has_and_latents_that_fire_five_
     assert seldom.tall_tiles is None
 
 
+def over_zero(acts, silent):
+    """What is over 0, silent up to 0.5: values, starts, tokens."""
+    zeros = torch.zeros(acts.shape[1])
+    loud = zeros + 0.5 if silent else None
+    values, codes = tile_above.above([acts], zeros, zeros, loud, 128)
+    return values, codes.starts, codes.tokens
+
+
 @pytest.mark.parametrize("silent", [False, True])
 def test_the_number_of_threads_doesnt_change_a_bit(silent, in_threads):
     support, values, *_ = codes(700, 50, torch.float32, silent)
@@ -228,6 +258,7 @@ def test_the_number_of_threads_doesnt_change_a_bit(silent, in_threads):
             *support.jump_gradients(values, own, grad, torch.tensor(0.3), 1.0),
             rescaled,
             *torch.autograd.grad(rescaled.square().sum(), (wanted, scale)),
+            *over_zero(acts, silent),
         )
 
     for n in (2, 3, 60):

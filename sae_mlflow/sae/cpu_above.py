@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_mlflow.sae.compiled import array, inner, n_threads, parallel
 
-_trailing_zeros: Any = numbers.trailing_zeros
+trailing_zeros: Any = numbers.trailing_zeros
 
 
 def above(
@@ -41,7 +41,7 @@ def above(
 
 
 @inner
-def _ones(word: Any) -> int:
+def ones(word: Any) -> int:
     n = 0
     while word:
         word &= word - np.uint64(1)  # without the lowest one; compiled to one instruction
@@ -59,14 +59,14 @@ def _mark_row(row: Any, bias: Any, lower: Any, marks: Any) -> int:
         for j in range(64):
             word |= np.uint64(part[j] + more[j] > bounds[j]) << np.uint64(j)
         marks[w] = word
-        n += _ones(word)
+        n += ones(word)
     rest = len(row) // 64 * 64
     if rest < len(row):
         word = np.uint64(0)
         for i in range(rest, len(row)):
             word |= np.uint64(row[i] + bias[i] > lower[i]) << np.uint64(i - rest)
         marks[rest // 64] = word
-        n += _ones(word)
+        n += ones(word)
     return n
 
 
@@ -89,7 +89,7 @@ def _gather(
             for w in range(marks.shape[1]):
                 word = marks[b, w]
                 while word:
-                    i = 64 * w + np.int64(_trailing_zeros(word))
+                    i = 64 * w + np.int64(trailing_zeros(word))
                     values[n] = row[i] + bias[i]
                     latents[n] = i
                     n += 1

@@ -7,11 +7,11 @@ from sae_mlflow.sae import sparse
 from sae_mlflow.sae.base import Batch, Sizes, StepLoss
 from sae_mlflow.sae.l1 import L1SAE
 from sae_mlflow.sae.select import Above
-from sae_mlflow.sae.start import firing_bounds, fit_length
+from sae_mlflow.sae.start import FittedStart, firing_bounds
 from sae_mlflow.sae.support import Support
 
 
-class GatedSAE(L1SAE):
+class GatedSAE(FittedStart, L1SAE):
     """Which latents fire is decided by one path, how strongly by another with the same directions.
 
     z = 1[p_g > 0] relu((p_g - b_gate) exp(r_mag) + b_mag), p_g = (x - b_dec) W_enc + b_gate. The
@@ -33,11 +33,6 @@ class GatedSAE(L1SAE):
         self.b_gate = nn.Parameter(torch.zeros(self.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(self.d_sae))
         self.r_mag = nn.Parameter(torch.zeros(self.d_sae))
-
-    @torch.no_grad()
-    def initialise(self, sample: Batch, generator: torch.Generator) -> None:
-        super().initialise(sample, generator)
-        fit_length(self, sample)
 
     @torch.no_grad()
     def start(self, x: Tensor, latents: Tensor) -> None:

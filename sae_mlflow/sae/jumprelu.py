@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from sae_mlflow.config import SAESettings
-from sae_mlflow.sae.base import SAE, Batch, Sizes, StepLoss
+from sae_mlflow.sae.base import Batch, Sizes, StepLoss
 from sae_mlflow.sae.select import Above
-from sae_mlflow.sae.start import firing_bounds, fit_length
+from sae_mlflow.sae.start import FittedStart, firing_bounds
 from sae_mlflow.sae.support import Support
 
 LOWEST_START = 0.01
@@ -17,7 +17,7 @@ LOWEST_START = 0.01
 TARGET_COEFFICIENT = 2.0
 
 
-class JumpReLUSAE(SAE):
+class JumpReLUSAE(FittedStart):
     """z = p where the pre-activation p is over its latent's threshold, else 0.
 
     The number of latents that fire is penalised itself; thresholds learn by straight-through
@@ -61,11 +61,6 @@ class JumpReLUSAE(SAE):
     @classmethod
     def from_config(cls, config: dict[str, Any], sizes: Sizes) -> "JumpReLUSAE":
         return cls(sizes)
-
-    @torch.no_grad()
-    def initialise(self, sample: Batch, generator: torch.Generator) -> None:
-        super().initialise(sample, generator)
-        fit_length(self, sample)
 
     @torch.no_grad()
     def start(self, x: Tensor, latents: Tensor) -> None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sae_mlflow.sae import kernels
-from sae_mlflow.sae.select import Picked, Rule
+from sae_mlflow.sae import kernels, tiles
+from sae_mlflow.sae.select import Above, Rule
 from sae_mlflow.sae.support import DenseSupport, Support
-from sae_mlflow.sae.tiled_support import sparse_support
+from sae_mlflow.sae.tiled_support import pays, sparse_support, tiled_above
 
 # Elements of a chunk of pre-activations (16 MB in float32): more falls out of the cache before it
 # is looked at, fewer rows make the product slower (its weights are packed again for each chunk).
@@ -58,9 +58,7 @@ def encode(
         pre_acts = rule.masked(torch.addmm(b_enc, inputs, W_enc))
         return pre_acts, DenseSupport(*pre_acts.shape)
     with torch.no_grad():
-        values, latents, starts = _picked(centred, W_enc, b_enc, rule)
-        values = values.to(W_enc.dtype)  # under autocast the product is narrower
-        values, support = sparse_support(values, latents, starts, W_enc.shape[1], silent_up_to)
+        values, support = _picked(centred, W_enc, b_enc, rule, density, silent_up_to)
     return _Kept.apply(values, centred, x, W_enc, b_enc, centre, support), support
 
 
@@ -84,17 +82,35 @@ def reconstruct(
     return recon.detach(), mse_loss(recon, y)
 
 
-def _picked(centred: Tensor, W_enc: Tensor, b_enc: Tensor, rule: Rule) -> Picked:
-    """What the rule keeps; where it is compiled it adds the biases, too."""
-    if kernels.compiled(W_enc) and not torch.is_autocast_enabled(centred.device.type):
-        return rule.pick(lambda: _chunks(centred, W_enc, None), b_enc)
-    return rule.pick(lambda: _chunks(centred, W_enc, b_enc))
+def _picked(
+    centred: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    rule: Rule,
+    density: float,
+    silent_up_to: Tensor | None,
+) -> tuple[Tensor, Support]:
+    """What the rule keeps, and where it belongs; compiled kernels add the biases, too."""
+    narrow = torch.is_autocast_enabled(centred.device.type)
+    if narrow or not kernels.compiled(W_enc):
+        values, latents, starts = rule.pick(lambda: _chunks(centred, W_enc, b_enc))
+    elif isinstance(rule, Above) and pays(density, len(centred)):
+        height = tiles.height(len(centred))
+        chunks = _chunks(centred, W_enc, None, height)
+        return tiled_above(chunks, b_enc, rule.lower.detach(), silent_up_to, height)
+    else:
+        values, latents, starts = rule.pick(lambda: _chunks(centred, W_enc, None), b_enc)
+    values = values.to(W_enc.dtype)  # under autocast the product is narrower
+    return sparse_support(values, latents, starts, W_enc.shape[1], silent_up_to)
 
 
-def _chunks(centred: Tensor, W_enc: Tensor, b_enc: Tensor | None) -> Iterator[Tensor]:
+def _chunks(
+    centred: Tensor, W_enc: Tensor, b_enc: Tensor | None, multiple_of: int = 1
+) -> Iterator[Tensor]:
     """Each is made in the place of the one before, unless autocast makes it narrower."""
     wanted = max(CHUNK_ELEMENTS // W_enc.shape[1], MIN_CHUNK_ROWS)
     rows = math.ceil(len(centred) / max(round(len(centred) / wanted), 1))
+    rows = math.ceil(rows / multiple_of) * multiple_of
     if b_enc is not None and torch.is_autocast_enabled(centred.device.type):
         for part in centred.split(max(rows, 1)):
             yield torch.addmm(b_enc, part, W_enc)

@@ -39,6 +39,15 @@ def firing_bounds(sae: SAE, x: Tensor, latents: Tensor) -> Tensor:
     return torch.cat(bounds) if bounds else sae.W_enc.new_empty(0)
 
 
+class FittedStart(SAE):
+    """An SAE whose encoder starts at the length that reconstructs best."""
+
+    @torch.no_grad()
+    def initialise(self, sample: Batch, generator: torch.Generator) -> None:
+        super().initialise(sample, generator)
+        fit_length(self, sample)
+
+
 @torch.no_grad()
 def fit_length(sae: SAE, sample: Batch) -> None:
     """Bring the encoder's directions to the length that reconstructs best, bounds along with it."""

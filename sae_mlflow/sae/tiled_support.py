@@ -3,13 +3,14 @@
 Values stand in the tiles' order from the start, so that no product has to bring them there.
 """
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae import kernels, tile_codes, tile_products, tiles
+from sae_mlflow.sae import kernels, tile_above, tile_codes, tile_products, tiles
 from sae_mlflow.sae.support import SparseSupport, Support
 
 # Codes of a latent within one tile, on average, from which on sorting by tiles pays.
@@ -84,6 +85,11 @@ class TiledSupport(Support):
         return tile_codes.fired(latents, self.codes)
 
 
+def pays(density: float, n_tokens: int) -> bool:
+    """Whether tiles do, where such a share of a batch's latents is kept."""
+    return density * min(tiles.HEIGHT, n_tokens) >= TILED_FROM
+
+
 def sparse_support(
     values: Tensor,
     latents: Tensor,
@@ -98,14 +104,25 @@ def sparse_support(
         latents, starts: as a `SparseSupport` has them.
         silent_up_to: `[d_sae]`; what isn't over it is going to be 0.
     """
-    n_tokens = max(len(starts) - 1, 1)
-    in_a_tile = len(latents) * min(tiles.HEIGHT, n_tokens) / (n_tokens * d_sae)
-    if in_a_tile < TILED_FROM or not kernels.compiled(values):
+    n_tokens = len(starts) - 1
+    density = len(latents) / max(n_tokens * d_sae, 1)
+    if not pays(density, n_tokens) or not kernels.compiled(values):
         return values, SparseSupport(latents, starts, d_sae)
     silent = None if silent_up_to is None else (values, silent_up_to)
-    height = tiles.HEIGHT if n_tokens < tiles.LARGE_BATCH else 2 * tiles.HEIGHT
-    codes, places = tiles.sort(latents, starts, d_sae, height, silent)
+    codes, places = tiles.sort(latents, starts, d_sae, tiles.height(n_tokens), silent)
     return values.index_select(0, places), TiledSupport(codes)
+
+
+def tiled_above(
+    chunks: Iterator[Tensor],
+    bias: Tensor,
+    lower: Tensor,
+    silent_up_to: Tensor | None,
+    height: int,
+) -> tuple[Tensor, TiledSupport]:
+    """Values over a bound and their support; see `tile_above.above`."""
+    values, codes = tile_above.above(chunks, bias, lower, silent_up_to, height)
+    return values, TiledSupport(codes)
 
 
 def _columns(codes: tiles.Tiles, first: int, end: int) -> tuple[Tensor, TiledSupport]:

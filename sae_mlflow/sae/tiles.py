@@ -24,6 +24,11 @@ TALL = 1024
 """Tokens in a tile where fewer fire: more codes of a latent, still near at hand."""
 
 
+def height(n_tokens: int) -> int:
+    """Of the tiles of a batch."""
+    return HEIGHT if n_tokens < LARGE_BATCH else 2 * HEIGHT
+
+
 class Tiles(NamedTuple):
     """Codes sorted by tile, latent and token; in each tile silent ones come last.
 
