@@ -20,16 +20,24 @@ from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.layer_table import parent_note
 from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.runs import outputs
+from sae_mlflow.runs.delivery import deliver_leftovers, delivered
 from sae_mlflow.runs.guards import drawing, optional, recorded
 from sae_mlflow.runs.health import judge_again
+from sae_mlflow.runs.later import (
+    catch_up,
+    now_or_later,
+    parent_pictures,
+    settle_ids,
+    when_reachable,
+)
 from sae_mlflow.runs.layer import train_layer
 from sae_mlflow.runs.mirror import check_trackers, complete_mirrors
 from sae_mlflow.runs.parent import choose_experiment, log_settings, log_text_read, open_parent
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import build_sae
 from sae_mlflow.text.corpus import Windows, token_windows
+from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.open_run import OpenRun
-from sae_mlflow.tracking.store import Store
 
 
 def run_training(
@@ -59,24 +67,36 @@ def run_training(
         n_layers = check_model(settings).n_layers
         device = resolve_device(settings.model.device)
     with clock.stage("store"):
-        store = Store(tracking_uri)
-        experiment, experiment_id = choose_experiment(store, settings, experiment_name)
-    training = Training(
-        settings, store, experiment, experiment_id, display, clock, device, pictures, n_layers
-    )
+        store = JournalledStore(tracking_uri, display.warn)
+    with delivered(store, display, settings.tracking.wait_seconds):
+        with clock.stage("store"):
+            experiment, experiment_id = choose_experiment(store, settings, experiment_name)
+            deliver_leftovers(store.uri, display)
+        training = Training(
+            settings, store, experiment, experiment_id, display, clock, device, pictures, n_layers
+        )
+        _train(training)
+    settle_ids(training)
+    return training
+
+
+def _train(training: Training) -> None:
+    """All layers, under a parent run."""
+    settings, display = training.settings, training.display
     with recorded(open_parent(training)) as parent:
         log_settings(training, parent)
-        display.say(f"Runs: {store.address(experiment_id, parent.run_id)}")
+        display.say(f"Runs: {training.store.address(training.experiment_id, parent.run_id)}")
         windows, all_acts = _activations(training, parent)
         for acts in all_acts:
             training.rows.append(train_layer(training, parent, acts))
+            catch_up(training.store, display.say, display.warn)
             parent.describe(parent_note(settings, training.rows))
         if settings.evaluate.after_training:
             with optional(display, "The evaluation isn't complete"):
-                _evaluate(training, windows, all_acts)
+                later = f"sae-mlflow evaluate --experiment {training.experiment}"
+                when_reachable(training, lambda: _evaluate(training, windows, all_acts), later)
             parent.describe(parent_note(settings, training.rows))
         _finish(training, parent)
-    return training
 
 
 def _activations(training: Training, parent: OpenRun) -> tuple[Windows, list[LayerActivations]]:
@@ -123,10 +143,10 @@ def _harvest(training: Training, plan: ActivationPlan) -> None:
 
 
 def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActivations]) -> None:
-    """What the LM loses to each SAE that was trained."""
+    """What the LM loses to each SAE that was trained, as far as it isn't known yet."""
     settings, display = training.settings, training.display
     pairs = zip(training.rows, all_acts, strict=True)
-    trained = [(row, acts) for row, acts in pairs if not row.stopped]
+    trained = [(row, acts) for row, acts in pairs if not (row.stopped or row.evaluation)]
     if not trained:
         return
     rows, their_acts = [row for row, _ in trained], [acts for _, acts in trained]
@@ -141,7 +161,11 @@ def _finish(training: Training, parent: OpenRun) -> None:
     """What is only there once all layers have trained: overlays, and where the time went."""
     if training.settings.plots.after_training:
         with training.clock.stage("plot"), drawing(training.display, "all layers"):
-            draw_parent(training.store, parent.run_id, training.pictures)
+            now_or_later(
+                training,
+                parent_pictures(training, parent.run_id),
+                lambda store: draw_parent(store, parent.run_id, training.pictures),
+            )
     with training.clock.stage("log"):
         complete_mirrors(training)
     seconds = {stage: round(value, 3) for stage, value in training.clock.seconds.items()}

@@ -17,6 +17,7 @@ from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.runs import outputs
 from sae_mlflow.runs.guards import drawing, recorded
 from sae_mlflow.runs.health import LayerFailed, LayerHealth
+from sae_mlflow.runs.later import layer_pictures, now_or_later, registration
 from sae_mlflow.runs.live import LivePicture
 from sae_mlflow.runs.mirror import Mirror, open_mirror
 from sae_mlflow.runs.training import Training
@@ -24,6 +25,7 @@ from sae_mlflow.sae import SAE, build_sae
 from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER, within_epoch
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.registry import register_run
+from sae_mlflow.tracking.store import Store
 from sae_mlflow.train import EpochRecord, StepRecord, Trainer, WithinEpochRecord, train
 
 
@@ -55,7 +57,7 @@ def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> 
     with suppress(LayerFailed), recorded(_open_layer_run(training, parent, acts)) as run:
         params = _layer_params(settings, trainer, acts)
         run.log_params(params | {"lm.n_layers": training.n_layers})
-        live, mirror = LivePicture(training, run.run_id, label), open_mirror(training, run)
+        live, mirror = LivePicture(training, run, label), open_mirror(training, run)
         health = LayerHealth(training, run, label, params, sae)
         layer = _Layer(training, run, acts, trainer, live, mirror, health)
         _epochs(layer)
@@ -88,7 +90,12 @@ def _conclude(layer: _Layer) -> None:
     if training.settings.plots.after_training:
         with training.clock.stage("plot"), drawing(training.display, layer.acts.site.label):
             steps = layer.live.slider_steps(len(history["total_loss"]))
-            draw_layer_run(training.store, layer.run.run_id, training.pictures, steps)
+            run, choice = layer.run, training.pictures
+            now_or_later(
+                training,
+                layer_pictures(training, run.run_id, steps),
+                lambda store: draw_layer_run(store, run.run_id, choice, steps),
+            )
 
 
 def _report_giants(display: Display, acts: LayerActivations) -> None:
@@ -200,9 +207,13 @@ def _log_results(layer: _Layer, scratch: Path) -> None:
 
 def _register(training: Training, run: OpenRun, weights: Path) -> None:
     """A registry out of reach costs a warning, never the training: it can be done later."""
-    try:
-        uri, _ = register_run(training.store, run.run_id, weights)
+
+    def register(store: Store) -> None:
+        uri, _ = register_run(store, run.run_id, weights)
         training.display.say(f"Registered {uri}")
+
+    try:
+        now_or_later(training, registration(run.run_id), register)
     except UserError as error:
         later = f"sae-mlflow register --run {run.run_id}"
         training.display.warn(f"{error} The training goes on; register it later: {later}")

@@ -11,7 +11,7 @@ from sae_mlflow.plots.choice import Choice
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.reporting.stopwatch import Stopwatch
-from sae_mlflow.tracking.store import Store
+from sae_mlflow.tracking.journalled import JournalledStore
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Training:
     """One training of all its layers, while it goes on."""
 
     settings: Settings
-    store: Store
+    store: JournalledStore
     experiment: str
     experiment_id: str
     display: Display
