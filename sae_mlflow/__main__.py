@@ -11,6 +11,7 @@ from sae_mlflow.commands.reap import reap_command
 from sae_mlflow.commands.registry import promote_command, register_command
 from sae_mlflow.commands.report import report_command
 from sae_mlflow.commands.settings import settings_command
+from sae_mlflow.commands.sync import sync_command
 from sae_mlflow.commands.train import train_command
 from sae_mlflow.commands.watch import watch_command
 
@@ -26,6 +27,7 @@ app.command("export")(export_command)
 app.command("export-tensorboard")(export_tensorboard_command)
 app.command("register")(register_command)
 app.command("promote")(promote_command)
+app.command("sync")(sync_command)
 app.command("settings")(settings_command)
 app.add_typer(cache.app, name="cache")
 

@@ -22,6 +22,7 @@ from sae_mlflow.config_errors import explain
 from sae_mlflow.config_files import find_config, plain_yaml, read_config
 from sae_mlflow.config_health import HealthSettings
 from sae_mlflow.config_section import Section as _Section
+from sae_mlflow.config_tracking import TrackingSettings
 from sae_mlflow.errors import UserError, did_you_mean, known
 from sae_mlflow.folders import is_folder, user_path
 
@@ -302,6 +303,7 @@ class Settings(_Section):
     plots: PlotSettings = PlotSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     output: OutputSettings = OutputSettings()
+    tracking: TrackingSettings = TrackingSettings()
 
     def flat(self) -> dict[str, Any]:
         """Every setting under its dotted key, in order: `{"experiment": "llama2", ...}`."""

@@ -22,8 +22,16 @@ from sae_mlflow.reporting.layer_table import parent_note
 from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.runs import outputs
 from sae_mlflow.runs.checkpoints import checkpoints_folder
+from sae_mlflow.runs.delivery import deliver_leftovers, delivered
 from sae_mlflow.runs.guards import drawing, optional
 from sae_mlflow.runs.health import judge_again
+from sae_mlflow.runs.later import (
+    catch_up,
+    now_or_later,
+    parent_pictures,
+    settle_ids,
+    when_reachable,
+)
 from sae_mlflow.runs.layer import train_layer
 from sae_mlflow.runs.mirror import check_trackers, complete_mirrors
 from sae_mlflow.runs.parent import choose_experiment, log_settings, log_text_read
@@ -33,8 +41,8 @@ from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import build_sae
 from sae_mlflow.stopping import Stopping
 from sae_mlflow.text.corpus import Windows, token_windows
+from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.open_run import OpenRun
-from sae_mlflow.tracking.store import Store
 
 
 def run_training(
@@ -71,20 +79,24 @@ def run_training(
         n_layers = check_model(settings).n_layers
         device = resolve_device(settings.model.device)
     with clock.stage("store"):
-        store = Store(tracking_uri)
-        experiment, experiment_id = choose_experiment(store, settings, experiment_name)
-        with optional(display, "Trainings that died weren't looked for"):
-            for dead in reap(store, experiment_id):
-                display.say(f"Closed as KILLED: {told(dead)}")
-    training = Training(
-        settings, store, experiment, experiment_id, display, clock, device, pictures, n_layers
-    )
-    training.stopping = stopping or training.stopping
-    old = find_parent(training, resume)
-    with parent_run(training, old) as parent, hint_to_resume(training, parent, command):
-        log_settings(training, parent, old)
-        display.say(f"Runs: {store.address(training.experiment_id, parent.run_id)}")
-        _train(training, parent)
+        store = JournalledStore(tracking_uri, display.warn)
+    with delivered(store, display, settings.tracking.wait_seconds):
+        with clock.stage("store"):
+            experiment, experiment_id = choose_experiment(store, settings, experiment_name)
+            deliver_leftovers(store.uri, display)
+            with optional(display, "Trainings that died weren't looked for"):
+                for dead in reap(store, experiment_id):
+                    display.say(f"Closed as KILLED: {told(dead)}")
+        training = Training(
+            settings, store, experiment, experiment_id, display, clock, device, pictures, n_layers
+        )
+        training.stopping = stopping or training.stopping
+        old = find_parent(training, resume)
+        with parent_run(training, old) as parent, hint_to_resume(training, parent, command):
+            log_settings(training, parent, old)
+            display.say(f"Runs: {store.address(training.experiment_id, parent.run_id)}")
+            _train(training, parent)
+    settle_ids(training)
     return training
 
 
@@ -94,10 +106,12 @@ def _train(training: Training, parent: OpenRun) -> None:
     windows, all_acts = _activations(training, parent)
     for acts in all_acts:
         training.rows.append(finished_layer(training, acts) or train_layer(training, parent, acts))
+        catch_up(training.store, display.say, display.warn)
         parent.describe(parent_note(settings, training.rows))
     if settings.evaluate.after_training:
         with optional(display, "The evaluation isn't complete"):
-            _evaluate(training, windows, all_acts)
+            later = f"sae-mlflow evaluate --experiment {training.experiment}"
+            when_reachable(training, lambda: _evaluate(training, windows, all_acts), later)
         parent.describe(parent_note(settings, training.rows))
     _finish(training, parent)
 
@@ -146,7 +160,7 @@ def _harvest(training: Training, plan: ActivationPlan) -> None:
 
 
 def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActivations]) -> None:
-    """What the LM loses to each SAE that was trained."""
+    """What the LM loses to each SAE that was trained, as far as it isn't known yet."""
     settings, display = training.settings, training.display
     pairs = zip(training.rows, all_acts, strict=True)
     waiting = []
@@ -168,7 +182,11 @@ def _finish(training: Training, parent: OpenRun) -> None:
     """What is only there once all layers have trained: overlays, and where the time went."""
     if training.settings.plots.after_training:
         with training.clock.stage("plot"), drawing(training.display, "all layers"):
-            draw_parent(training.store, parent.run_id, training.pictures)
+            now_or_later(
+                training,
+                parent_pictures(training, parent.run_id),
+                lambda store: draw_parent(store, parent.run_id, training.pictures),
+            )
     with training.clock.stage("log"):
         complete_mirrors(training)
     seconds = {stage: round(value, 3) for stage, value in training.clock.seconds.items()}

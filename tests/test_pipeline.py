@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
 from sae_mlflow import load_sae
 from sae_mlflow.config import load_settings
 from sae_mlflow.history import read_history
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
+from sae_mlflow.tracking.open_run import OpenRun
 
 EPOCHS = 3
 LAYERS = [1, "layers.2.mlp"]
@@ -305,7 +304,7 @@ def test_a_layer_that_fails_leaves_failed_runs_that_say_why(training, settings, 
     ("role", "error", "status", "failure"),
     [
         ("sweep", KeyboardInterrupt(), "KILLED", "interrupted"),
-        ("sweep", MlflowException("the disk is full"), "FAILED", "the disk is full"),
+        ("sweep", OSError("the disk is full"), "FAILED", "the disk is full"),
         ("layer", KeyboardInterrupt(), "KILLED", "interrupted"),
     ],
 )
@@ -313,14 +312,14 @@ def test_no_run_stays_open_that_cannot_say_what_it_is(
     role, error, status, failure, training, settings, monkeypatch
 ):
     """What goes wrong while a run's params are logged, right after it was opened."""
-    log_batch = MlflowClient.log_batch
+    log_params = OpenRun.log_params
 
-    def broken(client, run_id, *args, params=(), **kwargs):
-        if params and client.get_run(run_id).data.tags["sae.role"] == role:
+    def broken(run, params):
+        if ("lm.n_layers" in params) == (role == "layer"):
             raise error
-        log_batch(client, run_id, *args, params=params, **kwargs)
+        log_params(run, params)
 
-    monkeypatch.setattr(MlflowClient, "log_batch", broken)
+    monkeypatch.setattr(OpenRun, "log_params", broken)
     name = f"{role} {status}"
     with pytest.raises(type(error)):
         run_training(without(settings, experiment=name), Display(), tracking_uri=training.store.uri)

@@ -14,10 +14,15 @@ _STARTS_WITHIN_SECONDS = 90
 
 
 class TrackingServer:
-    """Over a SQLite file in a folder; the same store after each start."""
+    """Over a SQLite file in a folder, or another database; the same store after each start."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, backend: str | None = None) -> None:
+        """
+        Args:
+            backend: the database's address.
+        """
         self.folder = folder
+        self._backend = backend or f"sqlite:///{folder}/server.db"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -30,10 +35,12 @@ class TrackingServer:
                 [
                     *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"),
                     *("--port", str(self.port), "--workers", "1"),
-                    *("--backend-store-uri", f"sqlite:///{self.folder}/server.db"),
+                    *("--backend-store-uri", self._backend),
                     *("--artifacts-destination", str(self.folder / "artifacts")),
                 ],
                 cwd=self.folder,
+                # its job runners take most of the time that it needs to start
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # its workers end with it
@@ -44,9 +51,9 @@ class TrackingServer:
             time.sleep(0.2)
         raise AssertionError((self.folder / "server.log").read_text())
 
-    def stop(self) -> None:
+    def stop(self, number: int = signal.SIGKILL) -> None:
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, number)
             self._process.wait()
             self._process = None
 

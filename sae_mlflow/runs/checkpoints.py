@@ -27,11 +27,11 @@ from sae_mlflow.config import Settings
 from sae_mlflow.disk import free_bytes, in_units, is_full
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.folders import STATE_VARIABLE, make_folder, state_folder
-from sae_mlflow.runs.guards import optional
 from sae_mlflow.runs.numbers import differing, number_settings
 from sae_mlflow.runs.training import Training
 from sae_mlflow.tracking.contents import CHECKPOINT_FOLDER
 from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.tracking.operations import JOURNAL_ID
 from sae_mlflow.train import Trainer
 from sae_mlflow.train_state import TrainerState, Unfit, is_finite, restore, state_of
 
@@ -69,9 +69,14 @@ class Checkpoints:
         self._run = run
         self._trainer = trainer
         self._acts = acts
-        self._folder = checkpoints_folder(training.settings) / run.run_id
+        earlier = training.earlier.get(acts.site.label)
+        # a run's id may come late, and by another process: the one that it was opened under stays
+        name = run.first_id if earlier is None else earlier.tags.get(JOURNAL_ID, run.run_id)
+        self._folder = checkpoints_folder(training.settings) / name
         self._last = time.monotonic()
         self._warned = False
+        self._in_run = [] if earlier is None else self._logged()
+        """Artifacts of the run, the newest last."""
 
     @property
     def due(self) -> bool:
@@ -109,8 +114,7 @@ class Checkpoints:
             return
         self._warned = False
         if self._training.settings.checkpoint.log:
-            with optional(self._training.display, f"{label}'s checkpoint isn't in its run"):
-                self._log(path)
+            self._log(path)
 
     def restore(self) -> Resumed | None:
         """Put the newest state that is whole into the trainer; None where there is none.
@@ -141,20 +145,18 @@ class Checkpoints:
     def remove(self) -> None:
         """The run has what came of it."""
         remove_checkpoints(self._folder)
-        if self._logged():
-            label = self._acts.site.label
-            with optional(self._training.display, f"{label}'s checkpoint stays in its run"):
-                self._run.remove_artifacts(CHECKPOINT_FOLDER)
+        if self._in_run:
+            self._run.remove_artifacts(CHECKPOINT_FOLDER)
 
     def _places(self) -> list[Path | str]:
         """All there are, the newest first: files here, and artifacts of the run by their paths."""
         files = {path.name: path for path in checkpoints(self._folder)}
-        logged = {artifact.rpartition("/")[2]: artifact for artifact in self._logged()}
+        logged = {artifact.rpartition("/")[2]: artifact for artifact in self._in_run}
         newest_first = sorted({*files, *logged}, reverse=True)
         return [each for n in newest_first for each in (files.get(n), logged.get(n)) if each]
 
     def _logged(self) -> list[str]:
-        return self._training.store.artifacts(self._run.run_id, CHECKPOINT_FOLDER)
+        return sorted(self._training.store.artifacts(self._run.run_id, CHECKPOINT_FOLDER))
 
     def _fetched(self, place: Path | str, scratch: Path) -> Path:
         if isinstance(place, Path):
@@ -166,8 +168,9 @@ class Checkpoints:
 
     def _log(self, path: Path) -> None:
         self._run.log_file(path, CHECKPOINT_FOLDER)
-        for artifact in sorted(self._logged(), reverse=True)[KEPT:]:
-            self._run.remove_artifacts(artifact)
+        self._in_run.append(f"{CHECKPOINT_FOLDER}/{path.name}")
+        while len(self._in_run) > KEPT:
+            self._run.remove_artifacts(self._in_run.pop(0))
 
     @property
     def _data(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def begin(
     all_params = {**params, "lm.n_layers": training.n_layers}
     run.log_params({key: value for key, value in all_params.items() if key not in there})
     log = Logbook(run, None if earlier is None else store.logged_steps(earlier))
-    live = LivePicture(training, run.run_id, acts.site.label)
+    live = LivePicture(training, run, acts.site.label)
     health = LayerHealth(training, run, acts.site.label, params, trainer.sae)
     layer = Layer(
         training, run, acts, trainer, log, live, health, Checkpoints(training, run, trainer, acts)

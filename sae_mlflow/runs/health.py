@@ -106,6 +106,7 @@ class LayerHealth:
 
 def judge_again(training: Training) -> None:
     """Once layers are evaluated, judge their runs with what that found of latents as well."""
+    training.store.flush()
     for n, row in enumerate(training.rows):
         if not row.evaluation:
             continue

@@ -17,12 +17,14 @@ from sae_mlflow.runs import outputs
 from sae_mlflow.runs.epochs import Layer, begin, train_epochs
 from sae_mlflow.runs.guards import drawing, recorded
 from sae_mlflow.runs.health import LayerFailed
+from sae_mlflow.runs.later import layer_pictures, now_or_later, registration
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import build_sae
 from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.process import process_tags
 from sae_mlflow.tracking.registry import register_run
+from sae_mlflow.tracking.store import Store
 from sae_mlflow.train import Trainer
 
 
@@ -68,7 +70,12 @@ def _conclude(layer: Layer) -> None:
     if training.settings.plots.after_training:
         with training.clock.stage("plot"), drawing(training.display, layer.acts.site.label):
             steps = layer.live.slider_steps(len(history["total_loss"]))
-            draw_layer_run(training.store, layer.run.run_id, training.pictures, steps)
+            run, choice = layer.run, training.pictures
+            now_or_later(
+                training,
+                layer_pictures(training, run.run_id, steps),
+                lambda store: draw_layer_run(store, run.run_id, choice, steps),
+            )
 
 
 def _report_giants(display: Display, acts: LayerActivations) -> None:
@@ -101,7 +108,7 @@ def _open_layer_run(training: Training, parent: OpenRun, acts: LayerActivations)
     earlier = training.earlier.get(site.label)
     with training.clock.stage("log"):
         if earlier is not None:
-            return training.store.resume_run(earlier.run_id)
+            return training.store.resume_run(earlier)
         return training.store.open_run(training.experiment_id, name, tags, parent)
 
 
@@ -151,9 +158,13 @@ def _log_results(layer: Layer, scratch: Path) -> None:
 
 def _register(training: Training, run: OpenRun, weights: Path) -> None:
     """A registry out of reach costs a warning, never the training: it can be done later."""
-    try:
-        uri, _ = register_run(training.store, run.run_id, weights)
+
+    def register(store: Store) -> None:
+        uri, _ = register_run(store, run.run_id, weights)
         training.display.say(f"Registered {uri}")
+
+    try:
+        now_or_later(training, registration(run.run_id), register)
     except UserError as error:
         later = f"sae-mlflow register --run {run.run_id}"
         training.display.warn(f"{error} The training goes on; register it later: {later}")

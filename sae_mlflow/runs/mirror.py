@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.runs.guards import optional
+from sae_mlflow.runs.later import when_reachable
 from sae_mlflow.runs.training import Training
 from sae_mlflow.tensorboard.events import EventFile, check_installed
 from sae_mlflow.tensorboard.export import export_run, run_folder, write_curves, write_results
@@ -73,6 +74,12 @@ def complete_mirrors(training: Training) -> None:
     """Add what is there once all layers are trained and evaluated, out of the store."""
     if TENSORBOARD not in training.settings.trackers:
         return
+    with optional(training.display, "TensorBoard's files aren't complete"):
+        later = f"sae-mlflow export-tensorboard --experiment {training.experiment}"
+        when_reachable(training, lambda: _complete(training), later)
+
+
+def _complete(training: Training) -> None:
     for layer in training.rows:
         row = training.store.run(layer.run_id)
         folder = _folder(training, row.name, row.run_id)

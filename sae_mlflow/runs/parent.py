@@ -37,7 +37,7 @@ def open_parent(training: Training, old: RunRow | None = None) -> OpenRun:
     tags = {"sae.role": ROLE_SWEEP, "sae.model": label, **process_tags()}
     with training.clock.stage("store"):
         if old is not None:
-            return store.resume_run(old.run_id)
+            return store.resume_run(old)
         launcher = launched_run(store)
         if launcher is not None and launcher.experiment_id == training.experiment_id:
             launcher.tag(tags)

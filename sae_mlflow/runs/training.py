@@ -13,7 +13,7 @@ from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.stopping import Stopping
 from sae_mlflow.tracking.contents import RunRow
-from sae_mlflow.tracking.store import Store
+from sae_mlflow.tracking.journalled import JournalledStore
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Training:
     """One training of all its layers, while it goes on."""
 
     settings: Settings
-    store: Store
+    store: JournalledStore
     experiment: str
     experiment_id: str
     display: Display

@@ -16,9 +16,10 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking import MlflowClient
 
-from sae_mlflow.errors import UserError
+from sae_mlflow.errors import OutOfReach, UserError
 from sae_mlflow.tracking.contents import SAE_FOLDER, RunRow
 from sae_mlflow.tracking.filters import filter_value
+from sae_mlflow.tracking.refusals import is_away
 
 # that it waits up to 300 seconds for a model's version, which is there at once
 logging.getLogger("mlflow.store.model_registry.abstract_store").setLevel(logging.WARNING)
@@ -62,7 +63,8 @@ class Models:
             return self._new_version(name, row, model)
         except (MlflowException, OSError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"Run {row.run_id} can't be registered as {name}: {reason}") from None
+            kind = OutOfReach if is_away(error) else UserError
+            raise kind(f"Run {row.run_id} can't be registered as {name}: {reason}") from None
 
     def _new_version(self, name: str, row: RunRow, model: LoggedModel) -> str:
         try:

@@ -1,34 +1,60 @@
 """One run that is being written to: params, metrics, artifacts, tags, and how it ended."""
 
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
 from sae_mlflow.tracking.contents import DIGEST_LENGTH, FAILURE_TAG, within_epoch
+from sae_mlflow.tracking.operations import Operation, apply, now
 
 _NOTE_LIMIT = 8_000  # MLflow cuts a longer tag without a word
-_BATCH_LIMIT = 100  # params and tags that one log_batch takes
+
+
+class Outlet(Protocol):
+    """Where operations go."""
+
+    def do(self, operation: Operation) -> None: ...
+
+    def real_id(self, run_id: str) -> str:
+        """A run's id in the store; the pending one while it has none."""
+
+
+class Direct:
+    """Does them at once."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+        self._ids: dict[str, str] = {}
+
+    def do(self, operation: Operation) -> None:
+        made = apply(self._client, operation)
+        if made is not None:
+            self._ids[operation.run_id] = made
+
+    def real_id(self, run_id: str) -> str:
+        return self._ids.get(run_id, run_id)
 
 
 class OpenRun:
     """One run that is being written to."""
 
-    def __init__(self, client: MlflowClient, run: Run) -> None:
-        self._client = client
-        self.run_id: str = run.info.run_id
-        self.experiment_id: str = run.info.experiment_id
-        self.name: str = run.info.run_name or ""
+    def __init__(self, outlet: Outlet, run_id: str, experiment_id: str, name: str) -> None:
+        self._outlet = outlet
+        self.first_id = run_id
+        self.experiment_id = experiment_id
+        self.name = name
+
+    @property
+    def run_id(self) -> str:
+        """A pending one while the store hasn't made the run."""
+        return self._outlet.real_id(self.first_id)
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        entries = [Param(key, param_text(value)) for key, value in params.items()]
-        for start in range(0, len(entries), _BATCH_LIMIT):
-            self._client.log_batch(self.run_id, params=entries[start : start + _BATCH_LIMIT])
+        self._do("params", params={key: param_text(value) for key, value in params.items()})
 
     def log_epoch(
         self, epoch: int, metrics: Mapping[str, float], made_at: int | None = None
@@ -36,12 +62,11 @@ class OpenRun:
         """One value per metric, step = epoch (from 1); visible in the UI at once.
 
         Args:
-            made_at: milliseconds since 1970, now by default. What is logged again with the time and
-                value that it had stands there once.
+            made_at: when they were, in milliseconds since 1970; unset means now. Logged again
+                with the same, they stand once.
         """
-        at = int(time.time() * 1000) if made_at is None else made_at
-        entries = [Metric(key, float(value), at, epoch) for key, value in metrics.items()]
-        self._client.log_batch(self.run_id, metrics=entries)
+        at = now() if made_at is None else made_at
+        self._do("metrics", metrics=[(key, float(v), at, epoch) for key, v in metrics.items()])
 
     def log_within_epoch(
         self, tokens: int, metrics: Mapping[str, float], made_at: int | None = None
@@ -50,34 +75,31 @@ class OpenRun:
         self.log_epoch(tokens, within_epoch(metrics), made_at)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        self._client.log_artifact(self.run_id, str(path), folder)
+        self._do("file", path, folder=folder)
 
     def log_folder(self, path: Path, folder: str | None = None) -> None:
-        self._client.log_artifacts(self.run_id, str(path), folder)
+        self._do("folder", path, folder=folder)
 
     def remove_artifacts(self, path: str) -> None:
         """Delete a folder of its artifacts, or one of them."""
-        place = self._client.get_run(self.run_id).info.artifact_uri
-        repository = get_artifact_repository(place, tracking_uri=self._client.tracking_uri)
-        repository.delete_artifacts(path)
+        self._do("remove", path=path)
 
     def log_text(self, text: str, file: str) -> None:
-        self._client.log_text(self.run_id, text, file)
+        self._do("text", text=text, file=file)
 
     def log_data_set(self, name: str, digest: str, source: Mapping[str, object]) -> None:
         """The text that was trained on, as an MLflow input of the run."""
-        data_set = Dataset(
+        self._do(
+            "data_set",
             name=name,
             digest=digest[:DIGEST_LENGTH],
             source_type="sae_mlflow",
             source=json.dumps(source),
             profile=json.dumps({k: v for k, v in source.items() if isinstance(v, int)}),
         )
-        context = InputTag(mlflow_tags.MLFLOW_DATASET_CONTEXT, "training")
-        self._client.log_inputs(self.run_id, [DatasetInput(data_set, [context])])
 
     def tag(self, tags: Mapping[str, str]) -> None:
-        self._client.log_batch(self.run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+        self._do("tags", tags=dict(tags))
 
     def describe(self, markdown: str) -> None:
         """The description shown above the run; what is too long ends with a line that says so."""
@@ -87,13 +109,20 @@ class OpenRun:
             markdown = lines + end
         self.tag({mlflow_tags.MLFLOW_RUN_NOTE: markdown})
 
-    def finish(self, status: str = "FINISHED") -> None:
-        """Close the run: `FINISHED`, `FAILED` or `KILLED`."""
-        self._client.set_terminated(self.run_id, status)
+    def finish(self, status: str = "FINISHED", at: int | None = None) -> None:
+        """Close the run: `FINISHED`, `FAILED` or `KILLED`.
+
+        Args:
+            at: when it ended, in milliseconds since 1970; unset means now.
+        """
+        self._do("status", status=status, at=now() if at is None else at)
 
     def fail(self, reason: str, status: str = "FAILED") -> None:
         self.tag({FAILURE_TAG: reason[:5_000]})
         self.finish(status)
+
+    def _do(self, kind: str, source: Path | None = None, /, **body: Any) -> None:
+        self._outlet.do(Operation(kind, self.run_id, body, source))
 
 
 def param_text(value: object) -> str:

@@ -60,10 +60,14 @@ def hide_password_in(text: str, uri: str) -> str:
     return without_secrets(text)
 
 
-def _check_http(uri: str) -> None:
+def without_user(uri: str) -> str:
+    """A URI without its user and password."""
     parts = urlsplit(uri)
-    # urllib would take a user and a password for a part of the host's name
-    bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _check_http(uri: str) -> None:
+    bare = without_user(uri)  # urllib would take them for a part of the host's name
     try:
         with urlopen(f"{bare.rstrip('/')}/health", timeout=_PROBE_SECONDS):
             return

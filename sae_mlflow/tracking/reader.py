@@ -25,7 +25,13 @@ from sae_mlflow.tracking.client import Client
 from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP, RunRow
 from sae_mlflow.tracking.filters import filter_value
 from sae_mlflow.tracking.models import Models
-from sae_mlflow.tracking.reach import check_reachable, hide_password, hide_password_in
+from sae_mlflow.tracking.reach import (
+    check_reachable,
+    hide_password,
+    hide_password_in,
+    without_user,
+)
+from sae_mlflow.tracking.refusals import is_away
 
 
 class StoreReader:
@@ -42,6 +48,11 @@ class StoreReader:
         try:
             self._client = Client(tracking_uri=self.uri)
             self._client.search_experiments(max_results=1)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"The tracking store {self.shown_uri} needs the package {error.name}. Install it, "
+                "or name another driver, as in postgresql+psycopg2://..."
+            ) from None
         except (MlflowException, SQLAlchemyError, CommandError) as error:
             first = str(error).strip().splitlines()[0]
             raise UserError(
@@ -62,11 +73,15 @@ class StoreReader:
         except (MlflowException, SQLAlchemyError) as error:
             if getattr(error, "error_code", "") == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 raise
-            first = str(error).strip().splitlines()[0]
-            raise OutOfReach(
-                f"The tracking store {self.shown_uri} doesn't answer: "
-                f"{hide_password_in(first, self.uri)}"
-            ) from None
+            raise self._no_answer(error) from None
+
+    def _raise_if_away(self, error: Exception) -> None:
+        if is_away(error):
+            raise self._no_answer(error) from None
+
+    def _no_answer(self, error: Exception) -> OutOfReach:
+        first = hide_password_in(str(error).strip().splitlines()[0], self.uri)
+        return OutOfReach(f"The tracking store {self.shown_uri} doesn't answer: {first}")
 
     # -- where things are -------------------------------------------------------------------
 
@@ -78,6 +93,7 @@ class StoreReader:
     def address(self, experiment_id: str, run_id: str | None = None) -> str:
         """The page of a run, or of an experiment's runs, in the MLflow UI."""
         web = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        web = without_user(web)  # the browser asks who one is
         return f"{web.rstrip('/')}/{ui_page(experiment_id, run_id)}"
 
     def next_steps(self, experiment: str, experiment_id: str) -> list[str]:
@@ -106,6 +122,7 @@ class StoreReader:
                 place, dst_path=str(into), tracking_uri=self.uri
             )
         except (MlflowException, OSError) as error:
+            self._raise_if_away(error)
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{artifact_uri} can't be read from {self.shown_uri}: {reason}"

@@ -17,8 +17,9 @@ from PIL import Image
 
 from sae_mlflow.errors import UserError
 from sae_mlflow.naming import PLOTS_FOLDER
-from sae_mlflow.tracking.contents import FAILURE_TAG, ROLE_COMPARISON
-from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.tracking.contents import FAILURE_TAG, ROLE_COMPARISON, RunRow
+from sae_mlflow.tracking.open_run import Direct, OpenRun, Outlet
+from sae_mlflow.tracking.operations import Operation, new_pending_id, now
 from sae_mlflow.tracking.reader import StoreReader
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # a new SQLite store tells 40 migrations
@@ -30,6 +31,10 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 class Store(StoreReader):
     """A store that is written to as well."""
+
+    def __init__(self, uri: str | None = None) -> None:
+        super().__init__(uri)
+        self._outlet: Outlet = Direct(self._client)
 
     def experiment_id(self, name: str) -> str:
         """The experiment of that name, made where there is none."""
@@ -57,19 +62,28 @@ class Store(StoreReader):
         all_tags = {**resolve_tags(), mlflow_tags.MLFLOW_RUN_NAME: name, **tags}
         if parent is not None:
             all_tags[mlflow_tags.MLFLOW_PARENT_RUN_ID] = parent.run_id
-        return OpenRun(self._client, self._client.create_run(experiment_id, tags=all_tags))
+        pending = new_pending_id()
+        body = {"experiment_id": experiment_id, "at": now(), "tags": all_tags}
+        self._outlet.do(Operation("create", pending, body))
+        return OpenRun(self._outlet, pending, experiment_id, name)
 
     def reopen(self, run_id: str) -> OpenRun:
         """A run that is there already, to log more to it; its status stays as it is."""
-        return OpenRun(self._client, self._client.get_run(run_id))
+        info = self._client.get_run(run_id).info
+        return OpenRun(self._outlet, run_id, info.experiment_id, info.run_name or "")
 
-    def resume_run(self, run_id: str) -> OpenRun:
+    def flush(self, limit: float | None = None) -> bool:
+        """Wait until the store has all that was logged to it; False where it is out of reach.
+
+        Args:
+            limit: at most so many seconds; unset means as long as it gets on with it.
+        """
+        return True
+
+    def resume_run(self, row: RunRow) -> OpenRun:
         """A run that ended before its time: RUNNING again, and without the reason why it ended."""
-        run = self._client.get_run(run_id)
-        if FAILURE_TAG in run.data.tags:
-            self._client.delete_tag(run_id, FAILURE_TAG)
-        self._client.update_run(run_id, status="RUNNING")
-        return OpenRun(self._client, run)
+        self._outlet.do(Operation("resume", row.run_id))
+        return OpenRun(self._outlet, row.run_id, row.experiment_id, row.name)
 
     def close_dead(self, run_id: str, reason: str, ended: int | None) -> None:
         """Mark a run KILLED whose process is gone; what it has stays.
@@ -77,8 +91,9 @@ class Store(StoreReader):
         Args:
             ended: when it was last seen alive, in milliseconds since 1970; None means now.
         """
-        self.reopen(run_id).tag({"sae.failure": reason})
-        self._client.set_terminated(run_id, "KILLED", end_time=ended)
+        run = self.reopen(run_id)
+        run.tag({FAILURE_TAG: reason})
+        run.finish("KILLED", ended)
 
     def comparison_run(self, experiment_id: str, model: str) -> OpenRun:
         """The run that holds a model's plots over several parents; one per model."""
@@ -111,6 +126,7 @@ class Store(StoreReader):
         try:
             self._client.log_artifacts(run_id, str(folder), PLOTS_FOLDER)
         except (MlflowException, OSError) as error:
+            self._raise_if_away(error)
             raise UserError(
                 f"The plots can't be logged to run {run_id}: {error}. See that its artifact "
                 "location can be written from here, or draw with --no-log --output-dir DIR."
@@ -134,6 +150,9 @@ class Store(StoreReader):
 
     def log_image(self, run_id: str, file: Path, key: str, steps: Sequence[int]) -> None:
         """Show a picture in the UI's image panel, on whose slider it stands at these steps."""
+        there = {each.path for each in self._client.list_artifacts(run_id, "images")}
         with Image.open(file) as image:
             for step in steps:
-                self._client.log_image(run_id, image, key=key, step=step, synchronous=True)
+                # MLflow would show an image that is logged again beside the first
+                if not any(f"/{key}+step+{step}+" in path for path in there):
+                    self._client.log_image(run_id, image, key=key, step=step, synchronous=True)

@@ -1,0 +1,34 @@
+"""`sae-mlflow sync`: deliver what trainings that have ended couldn't tell their store."""
+
+from typing import Annotated
+
+import typer
+
+from sae_mlflow.commands.cli import TRACKING_URI
+from sae_mlflow.errors import OutOfReach
+
+
+def sync_command(tracking_uri: Annotated[str, TRACKING_URI] = "") -> None:
+    """Deliver what was logged while the store was out of reach, in order and once.
+
+    Pictures and registrations that were put off are made up for. What belongs to other stores, and
+    what a training that still runs delivers itself, is left alone and said.
+    """
+    from sae_mlflow.reporting.display import Display
+    from sae_mlflow.runs.delivery import deliver_leftovers
+    from sae_mlflow.tracking.journals import in_use, others
+    from sae_mlflow.tracking.store import Store
+
+    store = Store(tracking_uri or None)
+    running = in_use(store.uri)
+    delivered, waiting = deliver_leftovers(store.uri, Display())
+    typer.echo(f"{delivered} entries delivered to {store.shown_uri}")
+    if running:
+        typer.echo(f"left alone: the journals of {running} trainings that still run")
+    for address, entries in others(store.uri):
+        typer.echo(f"{entries} entries wait for {address}: give it with --tracking-uri")
+    if waiting:
+        raise OutOfReach(
+            f"{waiting} entries still wait for {store.shown_uri}. "
+            "Run sae-mlflow sync again when it takes them."
+        )

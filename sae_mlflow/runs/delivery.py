@@ -1,0 +1,62 @@
+"""A training's end: what the store hasn't got yet is waited for, and else said."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sae_mlflow.reporting.display import Display
+from sae_mlflow.runs.later import catch_up
+from sae_mlflow.tracking.journalled import JournalledStore
+from sae_mlflow.tracking.journals import leftovers
+
+_AFTER_AN_ERROR_SECONDS = 5.0
+
+
+@contextmanager
+def delivered(store: JournalledStore, display: Display, seconds: float) -> Iterator[None]:
+    """Wait so long, at the end, for what was logged within to be delivered.
+
+    After an error or an interruption only shortly, and for no room: something may be about to
+    kill the process.
+    """
+    try:
+        yield
+    except BaseException:
+        _end(store, display, min(seconds, _AFTER_AN_ERROR_SECONDS))
+        raise
+    store.hold()
+    _end(store, display, seconds)
+
+
+def deliver_leftovers(uri: str, display: Display) -> tuple[int, int]:
+    """Deliver what trainings that have ended left for a store, and make up for what they put off.
+
+    Returns:
+        How many entries were delivered, and how many still wait.
+    """
+    delivered, waiting = 0, 0
+    for journal in leftovers(uri):
+        if journal.damaged:
+            display.warn(f"{journal.folder}: {journal.damaged} entries can't be read any more.")
+        store = JournalledStore(uri, display.warn, journal)
+        try:
+            store.flush()
+            delivered += store.delivered + catch_up(store, display.say, display.warn)
+            waiting += store.waiting
+        finally:
+            store.close()
+    return delivered, waiting
+
+
+def _end(store: JournalledStore, display: Display, seconds: float) -> None:
+    try:
+        if not store.flush(seconds) and store.away:
+            display.say(f"Waiting up to {seconds:g} s for the tracking store {store.shown_uri}")
+        if store.wait(seconds):
+            catch_up(store, display.say, display.warn)
+        if store.waiting:
+            display.warn(
+                f"{store.waiting} entries wait for the tracking store {store.shown_uri}, in "
+                f"{store.journal.folder}. Deliver them when it is back: sae-mlflow sync"
+            )
+    finally:
+        store.close()

@@ -1,0 +1,131 @@
+"""What is made out of the store: at once where it can be reached, else when it is back.
+
+What is put off stands in the journal, for this training or, once that has ended, `sae-mlflow sync`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sae_mlflow.config import Settings
+from sae_mlflow.errors import OutOfReach, UserError
+from sae_mlflow.plots.runs import draw_layer_run, draw_parent
+from sae_mlflow.runs.outputs import pictures
+from sae_mlflow.runs.training import Training
+from sae_mlflow.tracking.journalled import JournalledStore, Task
+from sae_mlflow.tracking.refusals import is_away
+from sae_mlflow.tracking.registry import register_run
+
+_TIMES = 3  # that work is begun whose store goes away meanwhile
+_LAYER, _PARENT, _REGISTER = "pictures of a layer", "pictures of all layers", "registration"
+
+
+def layer_pictures(training: Training, run_id: str, slider_steps: Sequence[int]) -> Task:
+    settings = _plot_settings(training.settings)
+    return Task(_LAYER, run_id, {"settings": settings, "slider_steps": list(slider_steps)})
+
+
+def parent_pictures(training: Training, run_id: str) -> Task:
+    return Task(_PARENT, run_id, {"settings": _plot_settings(training.settings)})
+
+
+def registration(run_id: str) -> Task:
+    return Task(_REGISTER, run_id, {})
+
+
+def now_or_later(training: Training, task: Task, now: Callable[[JournalledStore], Any]) -> bool:
+    """Do a task, or put it off where the store is away; whether it is done.
+
+    Args:
+        now: does it, with what is at hand.
+
+    Raises:
+        UserError: it can't be done, now or later.
+    """
+    store = training.store
+    if store.flush():
+        try:
+            now(store)
+            return True
+        except Exception as error:
+            if not is_away(error):
+                raise
+    store.put_off(task.kind, task.run_id, task.options)
+    training.display.warn(f"Put off until the tracking store is back: {task.kind}.")
+    return False
+
+
+def catch_up(
+    store: JournalledStore, say: Callable[[str], None], warn: Callable[[str], None]
+) -> int:
+    """Do what was put off, as far as the store has come back; how many tasks."""
+    n_done = 0
+    for task in store.tasks():
+        if not store.flush():
+            break
+        try:
+            for made in _do(store, task):
+                say(f"Made up for: {made}")
+            n_done += 1
+        except Exception as error:
+            if is_away(error):
+                break
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            warn(f"What was put off can't be made up for: {task.kind} ({kind}{error})")
+        store.task_done(task)
+    return n_done
+
+
+def when_reachable(training: Training, work: Callable[[], None], later: str) -> None:
+    """Do what reads the store once it has everything; again where it goes away meanwhile.
+
+    It is waited for as long as the settings say.
+
+    Args:
+        work: may be begun again.
+        later: the command that does it later.
+
+    Raises:
+        OutOfReach: the store is away still.
+    """
+    store, seconds = training.store, training.settings.tracking.wait_seconds
+    for _ in range(_TIMES):
+        if not store.flush() and not store.wait(seconds):
+            break
+        settle_ids(training)
+        try:
+            work()
+            return
+        except Exception as error:
+            if not is_away(error):
+                raise
+    raise OutOfReach(f"the tracking store is out of reach. Do it when that has everything: {later}")
+
+
+def settle_ids(training: Training) -> None:
+    """Give the rows the ids that the store has given their runs meanwhile."""
+    real_id = training.store.real_id
+    training.rows[:] = [replace(row, run_id=real_id(row.run_id)) for row in training.rows]
+
+
+def _do(store: JournalledStore, task: Task) -> list[str]:
+    """A task's work; the addresses of what it has made."""
+    if task.kind == _REGISTER:
+        return [register_run(store, task.run_id)[0]]
+    choice = pictures(Settings.model_validate(task.options["settings"]))
+    if task.kind == _LAYER:
+        return draw_layer_run(store, task.run_id, choice, task.options["slider_steps"])
+    if task.kind == _PARENT:
+        return draw_parent(store, task.run_id, choice)
+    raise UserError(f"this version of sae-mlflow knows no {task.kind!r}")
+
+
+def _plot_settings(settings: Settings) -> dict[str, Any]:
+    """What `outputs.pictures` needs to draw as this training does, in any working folder."""
+    plots, folder = settings.plots, settings.output.dir
+    style = Path(plots.style)
+    if style.is_file():
+        plots = plots.model_copy(update={"style": str(style.absolute())})
+    output = {"dir": str(Path(folder).absolute()) if folder else None}
+    return {"plots": plots.model_dump(mode="json"), "output": output}

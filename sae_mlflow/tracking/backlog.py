@@ -1,0 +1,153 @@
+"""What a store has yet to take, in order: on disk in the journal, and in memory for who delivers.
+
+Where the journal's disk has no room, entries are in memory alone until there is, and whoever logs a
+file waits.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from sae_mlflow.tracking.journal import Entry, Journal
+from sae_mlflow.tracking.operations import TASK, Operation, with_real_ids, with_texts
+from sae_mlflow.tracking.refusals import no_room
+
+_ROOM_PAUSE_SECONDS = 1.0
+_SAID_AGAIN_SECONDS = 60.0
+
+
+class Backlog:
+    """All of one journal. What changes `queue`, `aside` or `tasks` holds `changed`."""
+
+    def __init__(self, journal: Journal, warn: Callable[[str], None]) -> None:
+        self._journal, self._warn = journal, warn
+        self.changed = threading.Condition()
+        left = journal.waiting()
+        self.queue = [entry for entry in left if entry.operation.kind != TASK]
+        """To be delivered, in order."""
+        self.aside: list[Entry] = []
+        """What the store doesn't take though it answers."""
+        self.tasks = [entry for entry in left if entry.operation.kind == TASK]
+        """What is done, by another, once the store holds its data."""
+        self._unwritten: list[Entry] = []
+        self._writing_again = threading.Lock()
+        self._said_full = -_SAID_AGAIN_SECONDS
+        self._gone: set[str] = set()
+
+    def add(self, operation: Operation) -> None:
+        """Put it into the journal and at the queue's end; a file it logs may go once it's there."""
+        if self.is_gone(operation.run_id):
+            return
+        entry = self._journal.entry(operation)
+        try:
+            entry = self._journal.write(entry)
+        except OSError as error:
+            self._say_full(error, operation)
+            with self.changed:
+                self._unwritten.append(entry)
+                self._enqueue(entry)
+            if operation.source is not None:
+                self.wait_for_room(entry)
+            return
+        with self.changed:
+            self._enqueue(entry)
+
+    def real_id(self, run_id: str) -> str:
+        return self._journal.ids.get(run_id, run_id)
+
+    def real(self, operation: Operation) -> Operation:
+        """With the ids that the store has given, in its texts as well."""
+        return with_texts(operation, lambda text: with_real_ids(text, self._journal.ids))
+
+    @property
+    def waiting(self) -> int:
+        with self.changed:
+            return len(self.queue) + len(self.aside) + len(self.tasks)
+
+    # -- what has become of entries; with `changed` held ------------------------------------------
+
+    def remove(self, entries: Iterable[Entry], ids: Mapping[str, str] | None = None) -> None:
+        """They are done, or never will be.
+
+        Args:
+            ids: what the store has given for pending ones.
+        """
+        entries = list(entries)
+        numbers = {entry.number for entry in entries}
+        self.queue = [entry for entry in self.queue if entry.number not in numbers]
+        self.aside = [entry for entry in self.aside if entry.number not in numbers]
+        self.tasks = [entry for entry in self.tasks if entry.number not in numbers]
+        self._unwritten = [entry for entry in self._unwritten if entry.number not in numbers]
+        self._journal.done(entries, ids)
+
+    def remove_run(self, run_id: str) -> int:
+        """A run takes no more: how many entries that leaves out."""
+        self._gone |= {run_id, self.real_id(run_id)}
+        every = [*self.queue, *self.aside, *self.tasks]
+        mine = [entry for entry in every if self.is_gone(entry.operation.run_id)]
+        self.remove(mine)
+        return len(mine)
+
+    def is_gone(self, run_id: str) -> bool:
+        return self.real_id(run_id) in self._gone
+
+    def put_aside(self, entry: Entry) -> None:
+        self.queue = [each for each in self.queue if each.number != entry.number]
+        self.aside.append(entry)
+
+    def bring_back(self) -> None:
+        """What was put aside is in its place again."""
+        self.queue = sorted([*self.aside, *self.queue], key=lambda entry: entry.number)
+        self.aside = []
+
+    def _enqueue(self, entry: Entry) -> None:
+        (self.tasks if entry.operation.kind == TASK else self.queue).append(entry)
+        self.changed.notify_all()
+
+    # -- a disk without room ----------------------------------------------------------------------
+
+    def wait_for_room(self, entry: Entry | None = None) -> None:
+        """Until an entry, or every one, is on disk or delivered."""
+        while True:
+            with self.changed:
+                missing = [e for e in self._unwritten if entry is None or e.number == entry.number]
+                if not missing:
+                    return
+                self.changed.wait(_ROOM_PAUSE_SECONDS)
+            self.write_again()
+
+    def write_again(self) -> None:
+        """Write what the disk had no room for, as far as it has now."""
+        if not self._unwritten or not self._writing_again.acquire(blocking=False):
+            return
+        try:
+            for entry in list(self._unwritten):
+                self._exchange(entry, self._journal.write(entry))
+        except FileNotFoundError:  # it was delivered meanwhile, and its file has gone
+            pass
+        except OSError as error:
+            self._say_full(error, entry.operation)
+        finally:
+            self._writing_again.release()
+
+    def _exchange(self, entry: Entry, written: Entry) -> None:
+        def changed(entries: list[Entry]) -> list[Entry]:
+            return [written if each.number == entry.number else each for each in entries]
+
+        with self.changed:
+            if all(each.number != entry.number for each in self._unwritten):
+                self._journal.done([written])  # delivered meanwhile
+            self._unwritten = [e for e in self._unwritten if e.number != entry.number]
+            self.queue, self.aside = changed(self.queue), changed(self.aside)
+            self.tasks = changed(self.tasks)
+            self.changed.notify_all()
+
+    def _say_full(self, error: OSError, operation: Operation) -> None:
+        if time.monotonic() - self._said_full < _SAID_AGAIN_SECONDS:
+            return
+        self._said_full = time.monotonic()
+        where = no_room(error, operation, self._journal.folder)
+        self._warn(
+            f"The journal can't be written: {where}. Make room; until then what is logged is in "
+            "memory alone, and files are waited with. SAE_MLFLOW_STATE names another place."
+        )

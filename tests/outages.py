@@ -1,0 +1,95 @@
+"""A training in a process of its own whose store goes away, and what stands in the store then."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from sae_mlflow.config import Settings
+
+_WITHIN_SECONDS = 240
+
+
+class TrainingProcess:
+    """`sae-mlflow train` with some settings."""
+
+    def __init__(self, folder: Path, settings: Settings, uri: str) -> None:
+        config = folder / "training.yaml"
+        config.write_text(yaml.safe_dump(settings.model_dump(mode="json")), encoding="utf-8")
+        self._output = folder / "output.txt"
+        command = ["train", "--config", str(config), "--tracking-uri", uri]
+        with self._output.open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sae_mlflow", *command],
+                cwd=folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text(encoding="utf-8")
+
+    def until(self, text: str) -> None:
+        """It has said so."""
+        self._until(lambda: text in self.output, f"it never said {text!r}")
+
+    def end(self) -> int:
+        """Its exit status."""
+        self._until(lambda: self._process.poll() is not None, "it doesn't end")
+        return self._process.returncode
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """It does nothing meanwhile."""
+        self._process.send_signal(signal.SIGSTOP)
+        yield
+        self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _until(self, condition: Callable[[], bool], trouble: str) -> None:
+        end = time.monotonic() + _WITHIN_SECONDS
+        while not condition():
+            gone = self._process.poll() is not None and not condition()
+            if gone or time.monotonic() > end:
+                self._process.kill()
+                raise AssertionError(f"{trouble}:\n{self.output}")
+            time.sleep(0.05)
+
+
+def synced(uri: str, folder: Path, status: int = 0) -> str:
+    """What `sae-mlflow sync` says."""
+    command = [sys.executable, "-m", "sae_mlflow", "sync", "--tracking-uri", uri]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def each_once(rows: list[tuple]) -> dict[tuple, float]:
+    """Values by all that stands before them in a row, which no two rows may share.
+
+    Args:
+        rows: such as (run, metric, step, value), as a database has them.
+    """
+    counts = Counter(row[:-1] for row in rows)
+    assert [key for key, n in counts.items() if n > 1] == []
+    return {row[:-1]: row[-1] for row in rows}
+
+
+def refused_port() -> int:
+    """A port of loopback where nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

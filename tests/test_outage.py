@@ -1,0 +1,182 @@
+"""The store goes away while a real training runs: a real server over a real PostgreSQL.
+
+What the training itself wrote to plain files, and what one that nothing happened to logs, is held
+against the rows of the database.
+"""
+
+import re
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+from outages import TrainingProcess, each_once, refused_port, synced
+from postgres import Postgres, need_postgres
+from tracking_server import TrackingServer
+
+from sae_mlflow.history import read_history
+from sae_mlflow.pipeline import run_training
+from sae_mlflow.reporting.display import Display
+from sae_mlflow.tracking.store import Store
+
+LAYERS = ("layer1", "layer2", "layer3")
+SECRET = "hunter2"
+EPOCHS = 40
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    need_postgres()
+    database = Postgres()
+    database.start()
+    yield database
+    database.remove()
+
+
+@pytest.fixture(scope="module")
+def server(postgres, tmp_path_factory):
+    server = TrackingServer(tmp_path_factory.mktemp("server"), postgres.uri)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def settings(tiny_settings, tmp_path):
+    """Three layers, and plain files beside the store."""
+
+    def make(experiment, *overrides):
+        settings = tiny_settings(
+            *("model.layers=1,2,3", f"train.epochs={EPOCHS}", "text.tokens=8192"),
+            *("train.log_every_tokens=2000", "plots.live_seconds=1", "plots.interactive=none"),
+            *(f"output.dir={tmp_path}/results", *overrides),
+        )
+        return settings.model_copy(update={"experiment": experiment})
+
+    return make
+
+
+def in_database(postgres, experiment):
+    """What stands there, each metric's step once."""
+    where = f"JOIN experiments e USING (experiment_id) WHERE e.name = '{experiment}'"
+    runs = postgres.query(f"SELECT r.name, r.status, r.run_uuid FROM runs r {where}")
+    assert len({name for name, *_ in runs}) == len(runs)
+    where = f"JOIN runs r USING (run_uuid) {where}"
+    metrics = postgres.query(f"SELECT r.name, m.key, m.step, m.value FROM metrics m {where}")
+    tags = postgres.query(f"SELECT r.name, t.key, t.value FROM tags t {where}")
+    return SimpleNamespace(
+        metrics=each_once(metrics),
+        tags=each_once(tags),
+        status={name: status for name, status, _ in runs},
+        run_ids={name: run_id for name, _, run_id in runs},
+    )
+
+
+def check_complete(found, training_settings, uri, tmp_path, postgres):
+    """The store holds what the training wrote to files, and what an undisturbed one logs."""
+    names = ["tiny-llama", *(f"tiny-llama_{layer}" for layer in LAYERS)]
+    assert found.status == dict.fromkeys(names, "FINISHED")
+    for layer in LAYERS:
+        file = tmp_path / "results" / "tiny-llama" / f"{layer}_training_history.json"
+        for key, values in read_history(file).items():
+            for epoch, value in enumerate(values, start=1):
+                assert found.metrics[f"tiny-llama_{layer}", key, epoch] == value
+    check_pictures(Store(uri), found.run_ids)
+    note = found.tags["tiny-llama", "mlflow.note.content"]
+    assert all(run_id in note for name, run_id in found.run_ids.items() if name != "tiny-llama")
+    pending = [key for key, value in found.tags.items() if "pending-" in value]
+    assert {key for _, key in pending} <= {"sae.journal_id"}
+    undisturbed = undisturbed_metrics(training_settings, tmp_path)
+    assert set(found.metrics) == set(undisturbed)
+    for key, value in undisturbed.items():
+        if not re.search("per_second", key[1]):
+            assert found.metrics[key] == pytest.approx(value, rel=1e-2, abs=1e-4), key
+
+
+def check_pictures(store, run_ids):
+    for name, run_id in run_ids.items():
+        there = {file.path for file in store._client.list_artifacts(run_id, "training_plots")}
+        assert len(there) == (3 if name == "tiny-llama" else 2), name
+        images = [file.path for file in store._client.list_artifacts(run_id, "images")]
+        steps = [path.split("+")[2] for path in images if path.endswith(".png")]
+        assert len(steps) == len(set(steps)) >= (name != "tiny-llama")
+
+
+def undisturbed_metrics(training_settings, tmp_path):
+    plain = training_settings.model_copy(update={"experiment": "undisturbed"})
+    training = run_training(plain, Display(), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    store, values = training.store, {}
+    rows = store.layer_runs(training.experiment_id)
+    for row in rows:
+        for key, step, value in store.history(row.run_id, list(row.metrics)):
+            values[row.name, key, step] = value
+    return values
+
+
+def test_what_is_logged_while_the_store_is_away_is_delivered_in_order_and_once(
+    settings, server, postgres, tmp_path, own_state, one_thread
+):
+    """The database restarts in the first layer, the server in the second; at the end it is dead."""
+    ours = settings("outage", "evaluate.after_training=false", "tracking.wait_seconds=2")
+    uri = server.uri.replace("http://", f"http://me:{SECRET}@")
+    training = TrainingProcess(tmp_path, ours, uri)
+    training.until("layer1  epoch 4/")
+    postgres.stop()
+    training.until("is out of reach")
+    postgres.start()
+    training.until("is back")
+    training.until("layer2  epoch 4/")
+    server.stop(signal.SIGTERM)
+    training.until("layer2  epoch 20/")
+    with training.paused():
+        server.start()
+    training.until("layer3  epoch 20/")
+    server.stop(signal.SIGKILL)
+    assert training.end() == 0, training.output
+    assert re.search(r"\d+ entries wait for the tracking store .* sae-mlflow sync", training.output)
+    kept = [file.read_bytes() for file in own_state.rglob("*") if file.is_file()]
+    assert len(kept) > 3 and SECRET not in training.output
+    assert not any(SECRET.encode() in text for text in kept)
+
+    assert "can't be reached" in synced(uri, tmp_path, status=2)
+    server.start()
+    assert re.search(r"[1-9]\d* entries delivered", synced(uri, tmp_path))
+    assert not [file for file in own_state.rglob("*") if file.name == "entries"]
+    assert "\n0 entries delivered" in "\n" + synced(uri, tmp_path)
+    found = in_database(postgres, "outage")
+    check_complete(found, ours, server.uri, tmp_path, postgres)
+
+
+def test_a_store_that_is_away_when_a_training_starts_is_bad_input(settings, tmp_path):
+    training = TrainingProcess(tmp_path, settings("x"), f"http://127.0.0.1:{refused_port()}")
+    assert training.end() == 2
+    assert "error: The tracking store" in training.output and "Traceback" not in training.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["stopped", "killed", "its database restarted"])
+@pytest.mark.parametrize(
+    "stage", ["Reading 8,192 tokens", "layer1  epoch 4/", "layer1  epoch 40/", "Evaluating on"]
+)
+def test_thirty_seconds_without_a_store_lose_nothing_at_any_stage(
+    stage, how, settings, server, postgres, tmp_path, one_thread
+):
+    experiment = f"{stage} {how}"
+    ours = settings(experiment)
+    training = TrainingProcess(tmp_path, ours, server.uri)
+    training.until(stage)
+    match how:
+        case "stopped":
+            server.stop(signal.SIGTERM)
+        case "killed":
+            server.stop(signal.SIGKILL)
+        case _:
+            postgres.kill()
+    time.sleep(30)
+    if how.startswith("its"):
+        postgres.start()
+    else:
+        server.start()
+    assert training.end() == 0, training.output
+    synced(server.uri, tmp_path)
+    check_complete(in_database(postgres, experiment), ours, server.uri, tmp_path, postgres)
