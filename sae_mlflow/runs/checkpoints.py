@@ -29,7 +29,7 @@ from sae_mlflow.errors import UserError, known
 from sae_mlflow.folders import STATE_VARIABLE, make_folder, state_folder
 from sae_mlflow.runs.numbers import differing, number_settings
 from sae_mlflow.runs.training import Training
-from sae_mlflow.tracking.contents import CHECKPOINT_FOLDER
+from sae_mlflow.tracking.contents import CHECKPOINT_FOLDER, RunRow
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.operations import JOURNAL_ID
 from sae_mlflow.train import Trainer
@@ -70,9 +70,7 @@ class Checkpoints:
         self._trainer = trainer
         self._acts = acts
         earlier = training.earlier.get(acts.site.label)
-        # a run's id may come late, and by another process: the one that it was opened under stays
-        name = run.first_id if earlier is None else earlier.tags.get(JOURNAL_ID, run.run_id)
-        self._folder = checkpoints_folder(training.settings) / name
+        self._folder = _folder_of(checkpoints_folder(training.settings), run, earlier)
         self._last = time.monotonic()
         self._warned = False
         self._in_run = [] if earlier is None else self._logged()
@@ -231,6 +229,12 @@ class Checkpoints:
         if not self._warned:
             self._training.display.warn(text)
         self._warned = True
+
+
+def _folder_of(root: Path, run: OpenRun, earlier: RunRow | None) -> Path:
+    """A run's, under the pending id that it had where its real one came too late."""
+    pending = root / earlier.tags[JOURNAL_ID] if earlier and JOURNAL_ID in earlier.tags else None
+    return pending if pending is not None and pending.is_dir() else root / run.run_id
 
 
 def _good(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

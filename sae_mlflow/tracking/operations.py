@@ -160,7 +160,9 @@ def _log_file(client: MlflowClient, run_id: str, file: Path, folder: str | None)
         client.log_artifact(run_id, str(file), folder)
     except OSError as error:
         if is_full(error):
-            _artifacts_of(client, run_id).delete_artifacts(str(PurePosixPath(folder or "") / file.name))
+            _artifacts_of(client, run_id).delete_artifacts(
+                str(PurePosixPath(folder or "") / file.name)
+            )
         raise
 
 
