@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch
@@ -198,6 +199,22 @@ def test_what_another_process_trains_is_not_taken_up(tmp_path, settings, train, 
         process.terminate()
         process.join(60)
     assert process.exitcode == 143 and home.store.run(parent.run_id).status == "KILLED"
+
+
+def test_what_another_host_trains_is_not_taken_up_until_it_gives_no_sign(train, interrupt, store):
+    interrupt("layer1", 1)
+    (parent,) = parents(store)
+    now = datetime.now(UTC)
+    there = {"sae.host": "elsewhere", "sae.host_id": "0" * 16}
+    store.resume_run(parent).tag({**there, "sae.heartbeat": f"{now:%Y-%m-%dT%H:%M:%SZ}"})
+    with pytest.raises(UserError, match="is being trained by another process"):
+        train(resume=parent.run_id)
+    train(resume="auto")  # afresh
+    assert len(parents(store)) == 2
+    long_ago = now - timedelta(minutes=16)
+    store.reopen(parent.run_id).tag({"sae.heartbeat": f"{long_ago:%Y-%m-%dT%H:%M:%SZ}"})
+    train(resume=parent.run_id)
+    assert [row.status for row in parents(store)] == ["FINISHED", "FINISHED"]
 
 
 def test_from_another_machine_it_goes_on_with_the_checkpoint_in_the_run(

@@ -16,6 +16,7 @@ from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.runs.checkpoints import checkpoints_folder
 from sae_mlflow.runs.guards import recorded
 from sae_mlflow.runs.health import STOPPED
+from sae_mlflow.runs.heartbeat import STALE_SECONDS
 from sae_mlflow.runs.numbers import differing, number_settings
 from sae_mlflow.runs.parent import open_parent
 from sae_mlflow.runs.training import Training
@@ -31,6 +32,7 @@ from sae_mlflow.tracking.contents import (
     RunRow,
 )
 from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.tracking.process import is_recorded, why_dead
 from sae_mlflow.tracking.store import Store
 
 AUTO = "auto"
@@ -54,7 +56,7 @@ def find_parent(training: Training, resume: str | None) -> RunRow | None:
         wanted = number_settings(training.settings)
         if row.status == FINISHED or any(row.params.get(k) != v for k, v in wanted.items()):
             continue
-        if _is_held(training.settings, row.run_id):
+        if _is_trained(training.settings, row):
             training.display.say(f"Run {row.run_id} is being trained by another process")
             continue
         training.display.say(f"Going on with run {row.run_id}")
@@ -77,7 +79,7 @@ def _named(training: Training, run_id: str) -> RunRow:
     training.experiment_id = row.experiment_id
     training.experiment = training.store.experiment_name(row.experiment_id)
     _check_settings(training.settings, row)
-    if _is_held(training.settings, row.run_id):
+    if _is_trained(training.settings, row):
         raise UserError(
             f"Run {row.run_id} ({row.name}) is being trained by another process. Wait for it, or "
             "end that one first."
@@ -133,6 +135,13 @@ def _hold(settings: Settings, run_id: str) -> FileLock:
     except Timeout:
         raise UserError(f"Run {run_id} is being trained by another process.") from None
     return lock
+
+
+def _is_trained(settings: Settings, row: RunRow) -> bool:
+    """Whether another process is at it, here or, by its sign of life, on another host."""
+    running = row.status == "RUNNING" and is_recorded(row.tags)
+    alive = running and why_dead(row.tags, STALE_SECONDS) is None
+    return alive or _is_held(settings, row.run_id)
 
 
 def _is_held(settings: Settings, run_id: str) -> bool:
