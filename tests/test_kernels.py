@@ -4,6 +4,7 @@ Each is held to the same in both ways: compiled, and by the standard operators t
 """
 
 import math
+import os
 import subprocess
 import sys
 
@@ -362,6 +363,26 @@ def test_the_kernels_leave_torch_its_number_of_threads():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
+
+
+def test_vectors_are_as_wide_as_the_cpu_has_unless_numba_was_told_what_to_use():
+    code = (
+        "import numba; from numba.core.codegen import get_host_cpu_features as has;"
+        "wide = '+avx512f' in has().split(',');"
+        "from sae_mlflow.sae import kernels;"
+        "chosen = numba.config.CPU_FEATURES;"
+        "print(chosen if chosen == '+sse2' else ('-prefer-256-bit' in str(chosen)) == wide)"
+    )
+    for told, expected in (({}, "True"), ({"NUMBA_CPU_FEATURES": "+sse2"}, "+sse2")):
+        environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CPU_FEATURES"} | told
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=True,
+        )
+        assert done.stdout.strip() == expected
 
 
 # -- BatchTopK --------------------------------------------------------------------------------

@@ -230,6 +230,18 @@ def test_tiles_are_for_latents_that_fire_twice_in_one():
         assert type(sparse.encode(x, W_enc, b_enc, b_dec, TopK(k))[1]) is kind
 
 
+@pytest.mark.parametrize("silent", [False, True])
+def test_chunks_of_whole_tiles_hold_what_one_product_does(silent):
+    """300 tokens in chunks of at least ten rows are three of one tile; a tenth is kept."""
+    x, W_enc, b_enc, _, b_dec = problem(300, 4, 40)
+    pre_acts = (x - b_dec) @ W_enc + b_enc
+    lower = pre_acts.detach().quantile(0.9, dim=0)
+    loud = lower + 0.1 if silent else None
+    values, where = sparse.encode(x, W_enc, b_enc, b_dec, Above(lower), loud)
+    assert type(where) is TiledSupport and where.codes.starts.shape == (3, 81 if silent else 41)
+    assert_agree(where.dense(values), pre_acts * (pre_acts > lower), 1e-12)
+
+
 # -- supports ---------------------------------------------------------------------------------
 
 

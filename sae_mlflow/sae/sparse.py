@@ -97,7 +97,8 @@ def _picked(
     elif isinstance(rule, Above) and pays(density, len(centred)):
         height = tiles.height(len(centred))
         chunks = _chunks(centred, W_enc, None, height)
-        return tiled_above(chunks, b_enc, rule.lower.detach(), silent_up_to, height)
+        lower = rule.lower.detach().to(W_enc.dtype)
+        return tiled_above(chunks, b_enc, lower, silent_up_to, height)
     else:
         values, latents, starts = rule.pick(lambda: _chunks(centred, W_enc, None), b_enc)
     values = values.to(W_enc.dtype)  # under autocast the product is narrower

@@ -69,8 +69,8 @@ def _picked(
 
 
 @inner
-def _mark_row(row: Any, bias: Any, lower: Any, loud_from: Any, marks: Any, place: int) -> None:
-    """Bit j of `marks[:, w, place]` says of number 64 w + j whether it is loud, or silent."""
+def _mark_row(row: Any, bias: Any, lower: Any, loud_from: Any, marks: Any) -> None:
+    """Bit j of `marks[:, w]` says of number 64 w + j whether it is loud, or silent."""
     for w in range(marks.shape[1]):
         first = 64 * w
         part, more = row[first:], bias[first:]
@@ -84,9 +84,9 @@ def _mark_row(row: Any, bias: Any, lower: Any, loud_from: Any, marks: Any, place
             for j in range(len(row) - first):
                 over |= np.uint64(part[j] + more[j] > bounds[j]) << np.uint64(j)
                 loud |= np.uint64(part[j] + more[j] > louds[j]) << np.uint64(j)
-        marks[0, w, place] = over & loud
+        marks[0, w] = over & loud
         if marks.shape[0] == 2:
-            marks[1, w, place] = over & ~loud
+            marks[1, w] = over & ~loud
 
 
 @inner
@@ -129,16 +129,17 @@ def _mark(
 ) -> None:
     n_tiles, kinds, n_words = columns.shape[0], columns.shape[1], columns.shape[2] // 64
     for thread in prange(threads):
-        marks = np.empty((kinds, n_words, height), np.uint64)
+        marks, block = np.empty((height, kinds, n_words), np.uint64), np.empty(64, np.uint64)
         for t in range(thread * n_tiles // threads, (thread + 1) * n_tiles // threads):
             first, end = t * height, min(len(pre_acts), (t + 1) * height)
-            marks[:, :, end - first :] = 0
+            marks[end - first :] = 0
             for b in range(first, end):
-                _mark_row(pre_acts[b], bias, lower, loud_from, marks, b - first)
+                _mark_row(pre_acts[b], bias, lower, loud_from, marks[b - first])
             for kind in range(kinds):
                 for w in range(n_words):
                     for g in range(height // 64):
-                        block = marks[kind, w, 64 * g : 64 * (g + 1)]
+                        for j in range(64):
+                            block[j] = marks[64 * g + j, kind, w]
                         _turn(block)
                         for j in range(64):
                             columns[t, kind, 64 * w + j, g] = block[j]
