@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pytest
 import typer
 import yaml
+from mlflow.tracking import MlflowClient
 from tracking_server import TrackingServer
 
 from sae_mlflow import assets
@@ -18,6 +19,7 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.secrets import remember, without_secrets
 from sae_mlflow.text.embedded import TEXT
+from sae_mlflow.tracking.launcher import launched_run
 from sae_mlflow.tracking.store import Store
 
 SECRET = "S3cret-of-mine!"
@@ -157,6 +159,19 @@ def test_the_display_hides_secrets_in_lines_warnings_and_logs(capsys):
     logging.getLogger("sae_mlflow.any").warning("at %s", address)
     said = capsys.readouterr().out
     assert said.count("http://me:***@host") == 3 and SECRET not in said
+
+
+def test_what_mlflow_run_left_of_its_projects_address_is_hidden(tmp_path, monkeypatch):
+    store = Store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = MlflowClient(store.uri)
+    address = f"https://me:{SECRET}@host/project.git"
+    experiment = client.create_experiment("x", artifact_location=tmp_path.as_uri())
+    run = client.create_run(experiment, tags={"mlflow.source.name": address, "other": "stays"})
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    assert launched_run(store) is not None
+    tags = client.get_run(run.info.run_id).data.tags
+    assert tags["mlflow.source.name"] == "https://me:***@host/project.git"
+    assert tags["other"] == "stays"
 
 
 # -- a real training, with a secret in every place ------------------------------------------

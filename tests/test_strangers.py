@@ -20,6 +20,7 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.density import read_density_table
 from sae_mlflow.evaluation.stored_settings import stored_settings
 from sae_mlflow.formats.sae_files import FORMATS
+from sae_mlflow.formats.weight_files import read_json
 from sae_mlflow.history import read_history
 from sae_mlflow.lm.loading import load_language_model, load_tokenizer
 from sae_mlflow.plots.style import load_style
@@ -262,6 +263,16 @@ def test_yaml_makes_plain_values_alone(payload, trace, tmp_path):
     ):
         with pytest.raises(UserError, match="YAML"):
             read()
+
+
+def test_what_nests_without_end_is_refused(tmp_path):
+    deep = "[" * 100_000
+    for name, read in (("a.yaml", lambda file: load_settings(str(file))), ("cfg.json", read_json)):
+        (tmp_path / name).write_text(deep)
+        with pytest.raises(UserError):
+            read(tmp_path / name)
+    with pytest.raises(UserError, match="not a YAML value"):
+        parse_set(f"seed={deep}")
 
 
 def test_settings_out_of_a_store_read_no_file_here(tmp_path):
