@@ -356,7 +356,7 @@ def parse_set(text: str) -> dict[str, Any]:
             raise UserError(f"--set: {part!r} is not KEY=VALUE, for example sae.k=64.")
         try:
             overrides[key] = plain_yaml(value) if value else None
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             raise UserError(f"--set {key}: {value!r} is not a YAML value.") from None
     return overrides
 

@@ -99,6 +99,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         data = plain_yaml(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise UserError(f"{path} is not a config: it nests too deeply.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else ""

@@ -112,7 +112,7 @@ def layer_label(layer: int | str) -> str:
     """A layer in tags and file names: `10` -> `layer10`, `layers.10.mlp` -> `layer10_mlp`."""
     path = hookpoint(layer)
     label = re.sub(r"^layers\.(\d+)\.?", r"layer\1_", path).rstrip("_")
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", label).strip("_")
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", label).strip("_").lstrip("_-")
 
 
 def joint_label(layers: Iterable[int | str]) -> str:

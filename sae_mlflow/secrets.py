@@ -33,9 +33,9 @@ _GIVEN = re.compile(
     rf"[^&;,{_END}]+",
     re.IGNORECASE,
 )
-_TOKEN = re.compile(
-    r"\b(?:hf_\w{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[\w-]{20,}"
-    r"|dapi[0-9a-f]{32}|AKIA[0-9A-Z]{16}|pypi-[\w-]{20,})"
+_TOKEN = re.compile(  # as a word of its own: `Llama-2-7b-hf_layer10` is none
+    r"(?<![\w-])(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
+    r"|glpat-[\w-]{16,}|sk-(?:proj-)?[A-Za-z0-9]{20,}|dapi[0-9a-f]{32}|AKIA[0-9A-Z]{16})(?![\w-])"
 )
 _SECRET_NAME = re.compile(rf"{_WORDS}|_auth$|private_?key", re.IGNORECASE)
 _LONG_USER = 20  # characters: no name has as many, a token has

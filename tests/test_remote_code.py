@@ -131,6 +131,6 @@ def test_a_training_warns_and_an_evaluation_asks_again(
     status, said = run("evaluate", "--run", row.run_id, "--latents", "2")
     assert status == 2 and "--trust-remote-code" in said.err
     assert not trace.exists()
-    status, said = run("evaluate", "--run", row.run_id, "--latents", "2", "--trust-remote-code")
+    status, said = run("evaluate", "--run", row.run_id, "--latents", "0", "--trust-remote-code")
     assert status == 0
     assert "model.trust_remote_code=true" in said.out + said.err

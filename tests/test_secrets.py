@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pytest
 import typer
 import yaml
+from mlflow.tracking import MlflowClient
 from tracking_server import TrackingServer
 
 from sae_mlflow import assets
@@ -18,6 +19,7 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.secrets import remember, without_secrets
 from sae_mlflow.text.embedded import TEXT
+from sae_mlflow.tracking.launcher import launched_run
 from sae_mlflow.tracking.store import Store
 
 SECRET = "S3cret-of-mine!"
@@ -44,7 +46,7 @@ AWKWARD = "p@ss/w0rd'\"&%é"  # what an address, JSON and HTML each write in ano
         ("no file https:/me:secret@host/a.txt here", "no file https:/me:***@host/a.txt here"),
         ("host=x password=abc user=me", "host=x password=*** user=me"),
         ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
-        ("hf_abcdefghijklmnopqrstuvwx is wrong", "*** is wrong"),
+        ("hf_abcdefghijklmnopqrstuvwxyzABCDEFGH is wrong", "*** is wrong"),
     ],
 )
 def test_a_secret_is_known_by_its_form(text, shown):
@@ -60,6 +62,7 @@ def test_a_secret_is_known_by_its_form(text, shown):
         "ssh://git@github.com/me/x.git",
         "models:/gpt2-layer10@best moved to version 2",
         "text.tokens = 4096; token 17 of 50; the password is asked for",
+        "meta-llama-Llama-2-7b-hf_layer10_training_history_of_all_layers_and_more.png",
         "mail me@host.org, or see https://host/a?b=1#c and layers.10.mlp:input",
     ],
 )
@@ -156,6 +159,19 @@ def test_the_display_hides_secrets_in_lines_warnings_and_logs(capsys):
     logging.getLogger("sae_mlflow.any").warning("at %s", address)
     said = capsys.readouterr().out
     assert said.count("http://me:***@host") == 3 and SECRET not in said
+
+
+def test_what_mlflow_run_left_of_its_projects_address_is_hidden(tmp_path, monkeypatch):
+    store = Store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = MlflowClient(store.uri)
+    address = f"https://me:{SECRET}@host/project.git"
+    experiment = client.create_experiment("x", artifact_location=tmp_path.as_uri())
+    run = client.create_run(experiment, tags={"mlflow.source.name": address, "other": "stays"})
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    assert launched_run(store) is not None
+    tags = client.get_run(run.info.run_id).data.tags
+    assert tags["mlflow.source.name"] == "https://me:***@host/project.git"
+    assert tags["other"] == "stays"
 
 
 # -- a real training, with a secret in every place ------------------------------------------

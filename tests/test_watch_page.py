@@ -378,7 +378,9 @@ def test_a_port_that_is_in_use_is_said_in_a_sentence(store, experiment):
 
 @pytest.mark.parametrize("option", [("--port", "8000"), ("--no-open",), ("--open",)])
 def test_options_of_the_page_want_the_page(option):
-    said = "error: --port and --open/--no-open are of the page: add --browser.\n"
+    said = (
+        "error: --port, --host, --allow-host and --open/--no-open are of the page: add --browser.\n"
+    )
     assert refused("--experiment", "any", *option) == said
 
 

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+from urllib.parse import urlsplit
 
 import typer
 
@@ -18,9 +20,18 @@ if TYPE_CHECKING:  # rich takes a tenth of a second to import, mlflow two
     from sae_mlflow.watching.board import Board
     from sae_mlflow.watching.state import TrainingState, Watch
 
+LOOPBACK = "127.0.0.1"
 EXIT_SOME_FAILED = 1
 _LAST_LOOK_SECONDS = 10.0  # that a page has for the end; a browser that is only starting needs some
 _OTHER_PAGES_SECONDS = 1.5  # that others have then: they ask once a second
+
+
+class Place(NamedTuple):
+    """Where a page is served."""
+
+    port: int | None
+    host: str
+    names: tuple[str, ...]
 
 
 def watch_command(
@@ -45,6 +56,20 @@ def watch_command(
         int | None,
         typer.Option(min=1, max=65535, help="The page's; unset means a free one."),
     ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="With --browser: an address of this machine to serve the page at, to whoever "
+            "reaches it. [default: 127.0.0.1, this machine alone]",
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Another name that browsers may call it by; again for more."
+        ),
+    ] = None,
     open_page: Annotated[
         bool | None,
         typer.Option(
@@ -60,8 +85,10 @@ def watch_command(
     """
     if bool(run) == bool(experiment):
         raise UserError("Give one of --experiment NAME and --run ID.")
-    if not browser and (port is not None or open_page is not None):
-        raise UserError("--port and --open/--no-open are of the page: add --browser.")
+    if not browser and not {port, open_page, host, *(allow_host or ())} <= {None}:
+        raise UserError(
+            "--port, --host, --allow-host and --open/--no-open are of the page: add --browser."
+        )
     from rich.console import Console
 
     from sae_mlflow.tracking.reach import answer_quickly
@@ -73,7 +100,8 @@ def watch_command(
     watch, console = Watch(store, experiment, run), Console(highlight=False)
     if browser:
         heading = f"Experiment {experiment}" if experiment else f"Run {run}"
-        with _page(store, heading, port, open_page is not False, console) as board:
+        place = Place(port, host or LOOPBACK, tuple(allow_host or ()))
+        with _page(store, heading, place, open_page is not False, console) as board:
             trainings = _follow(store, watch, console, every, board)
     else:
         trainings = _follow(store, watch, console, every)
@@ -83,7 +111,7 @@ def watch_command(
 
 @contextmanager
 def _page(
-    store: "Store", heading: str, port: int | None, opened: bool, console: "Console"
+    store: "Store", heading: str, place: Place, opened: bool, console: "Console"
 ) -> "Iterator[Board]":
     """A board that is served while the block runs, and until a page has got its end."""
     import webbrowser
@@ -92,7 +120,13 @@ def _page(
     from sae_mlflow.watching.server import serving
 
     board = Board(store, heading)
-    with serving(board, port) as address:
+    with serving(board, *place) as address:
+        if not ip_address(place.host).is_loopback:
+            console.print(
+                f"warning: whoever reaches port {urlsplit(address).port} of {place.host} can read "
+                "this page, unencrypted.",
+                style="yellow",
+            )
         console.print(f"Page: {address}", markup=False, soft_wrap=True)
         if opened and not webbrowser.open(address):
             console.print("No browser could be started here: open that address in one.")

@@ -28,7 +28,7 @@ def nearest_tokens(splicer: Splicer, directions: Tensor, n: int) -> list[list[in
     """
     config = splicer.lm.model.config.get_text_config()
     last = config.num_hidden_layers - 1
-    readable = directions.shape[1] == config.hidden_size
+    readable = len(directions) > 0 and directions.shape[1] == config.hidden_size
     if not readable or splicer.resume_block([block_output(last)]) is None:
         return [[] for _ in directions]
     # as long as a residual stream of mean square 1: next to it the norm's epsilon is nothing

@@ -24,7 +24,7 @@ def read_json(file: Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise _unreadable(file, error) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON: {error}.") from None
     if not isinstance(config, dict):
         raise UserError(f"{file} is not an SAE's config: it holds a {type(config).__name__}.")

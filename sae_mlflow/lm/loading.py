@@ -1,5 +1,6 @@
 """The language model: checked by its config alone, then loaded, with its tokenizer."""
 
+import pickle
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -184,6 +185,11 @@ def load_language_model(model: ModelSettings) -> LanguageModel:
             raise UserError(refusal(model)) from None
         raise UserError(
             f"{model.name} can't be loaded: {_first_line(error)} Fetch or save it again."
+        ) from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{model.name} can't be loaded: its weights hold more than tensors, and unpickling "
+            "that could run code. Get them as safetensors."
         ) from None
     loaded, info = result
     missing = [n for n in info["missing_keys"] if n.startswith(f"{loaded.base_model_prefix}.")]

@@ -12,6 +12,7 @@ from sae_mlflow.plots.style import Style
 from sae_mlflow.report.contents import gather
 from sae_mlflow.report.page import Drawn, Pictures, page_html
 from sae_mlflow.report.pictures import compared, histories, overlays, report_style, styled
+from sae_mlflow.secrets import without_secrets
 
 if TYPE_CHECKING:  # at run time it would import mlflow
     from concurrent.futures import ProcessPoolExecutor
@@ -48,7 +49,7 @@ def report_html(
     ]
     drawn = iter(_drawn([each for shown in sections for each in shown], pool))
     pictures = Pictures(*([next(drawn) for _ in shown] for shown in sections))
-    return page_html(contents, pictures, style, made)
+    return without_secrets(page_html(contents, pictures, style, made))
 
 
 def _drawn(shown: Sequence["Shown"], pool: "ProcessPoolExecutor | None") -> list[Drawn]:

@@ -66,5 +66,12 @@ def rows_of(
             f"{name} can't be read from the Hub; it may be gated. Accept its terms at "
             f"https://huggingface.co/datasets/{name} and log in with `hf auth login`."
         ) from None
+    except RuntimeError as error:
+        if "script" not in str(error):
+            raise
+        raise UserError(
+            f"text.source = {name!r} is a data set with a script, which could do anything here and "
+            "isn't run. Choose one that holds its data as files."
+        ) from None
     except (ValueError, OSError) as error:  # no such subset or split, with the ones there are
         raise UserError(f"text.source = {name!r}: {str(error).splitlines()[0]}") from None

@@ -34,7 +34,9 @@ class Client(MlflowClient):
     ) -> Any:
         params = [Param(each.key, without_secrets(each.value)) for each in params]
         tags = [RunTag(each.key, without_secrets(each.value)) for each in tags]
-        return super().log_batch(run_id, metrics, params, tags, synchronous)
+        return super().log_batch(
+            run_id, metrics=metrics, params=params, tags=tags, synchronous=synchronous
+        )
 
     def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
         super().log_text(run_id, without_secrets(text), artifact_file)

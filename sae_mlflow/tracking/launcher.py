@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from mlflow.exceptions import MlflowException
 
 from sae_mlflow.errors import UserError
+from sae_mlflow.secrets import without_secrets
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.reach import hide_password
 from sae_mlflow.tracking.store import Store
@@ -19,13 +20,25 @@ def launched_run(store: Store) -> OpenRun | None:
         UserError: it isn't in the store.
     """
     run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return None
     try:
-        return store.reopen(run_id) if run_id else None
+        run = store.reopen(run_id)
+        _hide_secrets(run, store.run(run_id).tags)
+        return run
     except MlflowException:
         raise UserError(
             f"MLFLOW_RUN_ID names run {run_id}, which isn't in {hide_password(store.uri)}. "
             "Unset it, or point MLFLOW_TRACKING_URI at the store that has it."
         ) from None
+
+
+def _hide_secrets(run: OpenRun, tags: Mapping[str, str]) -> None:
+    """`mlflow run https://TOKEN@host/project` left the address in its run's tags."""
+    hidden = {key: without_secrets(value) for key, value in tags.items()}
+    changed = {key: value for key, value in hidden.items() if value != tags[key]}
+    if changed:
+        run.tag(changed)
 
 
 def launched_experiment_id() -> str | None:

@@ -1,4 +1,4 @@
-"""A watch's page on loopback: three paths, to be read by browsers on this machine alone.
+"""A watch's page: three paths, for browsers of this machine alone unless told otherwise.
 
 Any web page can have a browser send requests here. So a request has to name this server (a
 foreign name that leads here, as in DNS rebinding, is refused), can change nothing, and its answer
@@ -6,10 +6,12 @@ is readable to this page alone.
 """
 
 import errno
+import ipaddress
+import socket
 import socketserver
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +21,7 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.watching.board import NOTHING, Answer, Board
 
 LOOPBACK = "127.0.0.1"
+_MOST_CONNECTIONS = 64  # at once; a browser has six
 _HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -31,44 +34,84 @@ _HEADERS = {
 
 
 @contextmanager
-def serving(board: Board, port: int | None) -> Iterator[str]:
+def serving(
+    board: Board, port: int | None, host: str = LOOPBACK, names: Collection[str] = ()
+) -> Iterator[str]:
     """Serve a board while the block runs; gives the page's address.
 
     Args:
         port: None takes a free one.
+        host: the address to listen at.
+        names: other names that requests may have for it.
 
     Raises:
-        UserError: the port can't be had.
+        UserError: the host is no address, or can be called by no name; the port can't be had.
     """
+    names = _names(host, names)
     try:
-        server = _Server(board, port or 0)
+        server = _Server(board, port or 0, host, names)
     except (OSError, OverflowError) as error:
         in_use = getattr(error, "errno", None) == errno.EADDRINUSE
         reason = "is in use" if in_use else f"can't be opened: {error}"
         raise UserError(
-            f"Port {port} of {LOOPBACK} {reason}. Choose another with --port, or leave it out "
+            f"Port {port} of {host} {reason}. Choose another with --port, or leave it out "
             "for a free one."
         ) from None
     with server:
         threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
         try:
-            yield f"http://{LOOPBACK}:{server.server_port}/"
+            yield f"http://{names[0]}:{server.server_port}/"
         finally:
             server.shutdown()
+
+
+def _names(host: str, names: Collection[str]) -> list[str]:
+    """What requests may call the server, without its port; the first is how we call it."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise UserError(
+            f"--host {host!r} is no address of this machine. Write it in numbers, such as "
+            f"{LOOPBACK}, and the names for it as --allow-host NAME."
+        ) from None
+    own = f"[{address}]" if address.version == 6 else str(address)
+    if not address.is_unspecified:
+        return [own, *names, *(["localhost"] if address.is_loopback else [])]
+    if not names:
+        raise UserError(
+            f"--host {host} takes requests at every address of this machine, whatever they call "
+            "it. Say which names are right: --allow-host NAME, once for each."
+        )
+    return [*names]
 
 
 class _Server(ThreadingHTTPServer):
     block_on_close = False  # a browser that keeps a connection open keeps no command alive
 
-    def __init__(self, board: Board, port: int) -> None:
+    def __init__(self, board: Board, port: int, host: str, names: Collection[str]) -> None:
         self.board = board
-        super().__init__((LOOPBACK, port), _Handler)
-        self.own_names = {f"{name}:{self.server_port}" for name in (LOOPBACK, "localhost")}
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        super().__init__((host, port), _Handler)
+        self.own_names = {f"{name.lower()}:{self.server_port}" for name in names}
 
     def server_bind(self) -> None:
         """Without the look-up of this machine's name, which can take seconds."""
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = LOOPBACK, self.server_address[1]
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own, as long as there aren't too many of them."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that goes away while it is answered is nothing to tell of."""
@@ -130,6 +173,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the base class refuses, without quoting it."""
+        self.close_connection = True
+        self._refuse(HTTPStatus(code))
 
     def end_headers(self) -> None:
         self.send_header("Content-Security-Policy", self.policy)
