@@ -136,8 +136,8 @@ def test_a_loss_that_becomes_nan_is_no_silent_success(tiny_settings, tmp_path, m
     monkeypatch.chdir(tmp_path)
     batches = LayerActivations.batches
 
-    def with_nan(self, batch_tokens, generator):
-        for batch in batches(self, batch_tokens, generator):
+    def with_nan(self, *arguments):
+        for batch in batches(self, *arguments):
             if self.site.label == "layer1":
                 batch.x[0, 0] = math.nan
             yield batch
