@@ -41,6 +41,11 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def is_there(path: Path) -> bool:
+    """The same of either."""
+    return is_file(path) or is_folder(path)
+
+
 def is_folder(path: Path) -> bool:
     """The same of a folder."""
     try:

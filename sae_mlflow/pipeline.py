@@ -18,7 +18,7 @@ from sae_mlflow.memory import keep_freed_memory
 from sae_mlflow.optimizers import check_optimizer
 from sae_mlflow.plots.runs import draw_parent
 from sae_mlflow.reporting.display import Display
-from sae_mlflow.reporting.layer_table import parent_note
+from sae_mlflow.reporting.layer_table import Row, parent_note
 from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.runs import outputs
 from sae_mlflow.runs.checkpoints import checkpoints_folder
@@ -163,12 +163,11 @@ def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActi
     """What the LM loses to each SAE that was trained, as far as it isn't known yet."""
     settings, display = training.settings, training.display
     pairs = zip(training.rows, all_acts, strict=True)
-    waiting = []
-    for row, acts in pairs:
-        if not math.isfinite(row.history["total_loss"][-1]):
-            display.warn(f"{row.layer} isn't evaluated: its loss is no number any more")
-        elif not row.stopped and not row.evaluation:
-            waiting.append((row, acts))
+    waiting = [
+        (row, acts)
+        for row, acts in pairs
+        if not row.evaluation and _can_be_evaluated(display, row)
+    ]
     if waiting:
         rows, their_acts = [row for row, _ in waiting], [acts for _, acts in waiting]
         lm = training.language_model()
@@ -176,6 +175,16 @@ def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActi
         with training.clock.stage("evaluate"):
             evaluate_layers(training.store, settings, lm, windows, rows, their_acts)
     judge_again(training)
+
+
+def _can_be_evaluated(display: Display, row: Row) -> bool:
+    """Not where its health stopped it, or its weights aren't numbers any more."""
+    if row.stopped:
+        return False
+    if math.isfinite(row.history["total_loss"][-1]):
+        return True
+    display.warn(f"{row.layer} isn't evaluated: its loss is no number any more")
+    return False
 
 
 def _finish(training: Training, parent: OpenRun) -> None:

@@ -72,6 +72,24 @@ def test_an_asset_comes_through_whatever_pip_is_pointed_at_and_leaves_only_itsel
     assert not list(own_cache.glob("assets/*.part"))
 
 
+def test_an_asset_whose_bytes_a_disk_has_changed_is_named_and_fetched_again(
+    tiny_asset: Asset,
+) -> None:
+    folder = assets.fetched(tiny_asset)
+    assets.check(folder)
+    file, sums = folder / "data.txt", folder.with_name("tiny-asset-1.0.sums")
+    for damage in (lambda: file.write_bytes(b"hellp"), file.unlink, lambda: sums.write_text("{")):
+        damage()
+        with pytest.raises(UserError, match=rf"remove {sums} and {folder}: it is fetched again"):
+            assets.check(folder)
+        file.unlink(missing_ok=True)
+        folder.rmdir()
+        sums.unlink()
+        assets.check(assets.fetched(tiny_asset))
+    sums.unlink()  # as an earlier version left it
+    assets.check(folder)
+
+
 def test_once_fetched_an_asset_needs_no_pip(
     tiny_asset: Asset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -233,7 +234,7 @@ def test_the_disk_fills_while_activations_are_written(tiny_settings, tmp_path, m
                 assert mine.read_bytes() == theirs.read_bytes()
 
 
-FILL = """
+PLANNED = """
 import json, sys
 from sae_mlflow.activations.harvest import fill_activations
 from sae_mlflow.activations.plan import plan_activations
@@ -243,16 +244,28 @@ from sae_mlflow.lm.loading import load_language_model, load_tokenizer
 settings = Settings.model_validate(json.loads(sys.argv[1]))
 plan = plan_activations(settings, token_windows(settings.text, load_tokenizer(settings.model)))
 lm = load_language_model(settings.model)
+"""
+IN_ONE_GO = """
 print("ready", flush=True)
 sys.stdin.readline()
 print(sum(1 for tokens in fill_activations(plan, lm)), flush=True)
 """
+STEP_BY_STEP = """
+for tokens in fill_activations(plan, lm):
+    print(tokens, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def filling(settings, how: str) -> list[str]:
+    """A process that fills the cache."""
+    return [sys.executable, "-c", PLANNED + how, json.dumps(settings.model_dump(mode="json"))]
 
 
 def test_of_two_trainings_that_fill_the_same_entry_at_once_one_does(tiny_settings):
     """Two real processes that both found everything missing; the other takes what is there."""
     settings = tiny_settings("activations.batch_windows=2")
-    command = [sys.executable, "-c", FILL, json.dumps(settings.model_dump(mode="json"))]
+    command = filling(settings, IN_ONE_GO)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     both = [subprocess.Popen(command, **pipes) for _ in range(2)]
     for process in both:
@@ -262,6 +275,31 @@ def test_of_two_trainings_that_fill_the_same_entry_at_once_one_does(tiny_setting
         process.stdin.flush()
     assert sorted(int(process.communicate()[0]) for process in both) == [0, 64]
     assert bad() == [] and not planned(settings).missing
+
+
+def test_a_training_that_waits_goes_on_with_what_a_killed_one_has_written(
+    tiny_settings, tmp_path, monkeypatch
+):
+    """The lock of a process that is gone is free: the other fills the rest, to the same bytes."""
+    settings = tiny_settings("activations.batch_windows=2")
+    plan, lm = planned(settings), load_language_model(settings.model)
+    command = filling(settings, STEP_BY_STEP)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout.readline() == "64\n"
+        waited: list[int] = []
+        thread = threading.Thread(target=lambda: waited.extend(fill_activations(plan, lm)))
+        thread.start()
+        time.sleep(0.3)
+        assert not waited and thread.is_alive()
+        process.kill()
+    thread.join(timeout=60)
+    assert waited[-1] == 4096 - 64 and len(waited) == 63
+    monkeypatch.setenv("SAE_MLFLOW_CACHE", str(tmp_path / "other"))
+    for one, other in zip(plan.stores, filled(settings).stores, strict=True):
+        for suffix in SUFFIXES:
+            mine, theirs = (getattr(store.files, suffix) for store in (one, other))
+            assert mine.read_bytes() == theirs.read_bytes()
 
 
 def test_checking_rows_as_they_are_read_costs_little_of_a_step():

@@ -1,9 +1,14 @@
 """A training step on a GPU against the same on the CPU; where there is none these are skipped."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from random_saes import assert_agree, gradients, made
 from test_architectures import CASES
+
+from sae_mlflow.activations.norms import NormCheck
+from sae_mlflow.errors import UserError
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -33,3 +38,20 @@ def test_a_step_in_bfloat16_is_finite(case):
     loss.total.backward()
     assert loss.total.isfinite()
     assert all(p.grad.isfinite().all() for p in sae.parameters())
+
+
+def test_a_gpu_is_asked_for_changed_rows_at_the_end_and_now_and_then():
+    """Asking makes it wait; on a CPU each batch is asked."""
+    norms, rows = torch.ones(8), torch.arange(4)
+    whole = torch.eye(8, device="cuda")
+    check = NormCheck(Path("layers.1.acts"), norms)
+    check.see(rows, whole[:4])
+    check.confirm()
+    changed = whole[4:].clone()
+    changed[2] *= 2
+    check.see(rows + 4, changed)
+    with pytest.raises(UserError, match=r"layers\.1\.acts: row 6 is not what was written"):
+        check.confirm()
+    with pytest.raises(UserError, match="row 6"):
+        for _ in range(64):
+            check.see(rows, whole[:4])

@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -24,12 +26,13 @@ from sae_mlflow import load_sae, naming
 from sae_mlflow.activations import cache
 from sae_mlflow.activations.store import Store as RowStore
 from sae_mlflow.activations.verification import verify_cache
-from sae_mlflow.config import Settings, load_settings, parse_set, setting_docs
+from sae_mlflow.config import Settings, TextSettings, load_settings, parse_set, setting_docs
 from sae_mlflow.errors import UserError
 from sae_mlflow.formats.sae_files import FORMATS, export_sae, read_stored
 from sae_mlflow.history import REQUIRED_KEYS, check_history, read_history, restored, write_history
 from sae_mlflow.plot import plot_all_layers_comparison, plot_sae_training_history
 from sae_mlflow.plots.choice import parse_layers
+from sae_mlflow.text.documents import documents
 from sae_mlflow.tracking.process import process_tags, why_dead
 from sae_mlflow.tracking.store import Store
 
@@ -358,6 +361,52 @@ def test_any_config_of_a_saved_sae_gives_an_sae_or_an_error(folders, data):
         for each, content in (files | {name: json.dumps(config).encode()}).items():
             (Path(folder) / each).write_bytes(content)
         load_sae(folder)(torch.ones(3, 10))
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Documents as each kind of file holds them."""
+    rows = [{"text": f"document {n} has words", "n": n} for n in range(40)]
+    parquet = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), parquet)
+    return {
+        ".txt": "\n\n".join(row["text"] for row in rows).encode(),
+        ".jsonl": "\n".join(map(json.dumps, rows)).encode(),
+        ".parquet": parquet.getvalue().to_pybytes(),
+    }
+
+
+@examples(200)
+@given(st.data())
+def test_any_change_to_a_file_of_text_is_documents_or_an_error(texts, data):
+    suffix = data.draw(st.sampled_from(sorted(texts)))
+    content = data.draw(damaged(texts[suffix]))
+    with TemporaryDirectory() as folder, plain_error():
+        file = Path(folder) / f"text{suffix}"
+        file.write_bytes(content)
+        assert all(isinstance(each, str) for each in read_text(str(file)))
+
+
+def read_text(source: str) -> list[str]:
+    return list(documents(TextSettings(source=source))[1])
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"text": ' + "9" * 5000 + "}", '{"text": 1e999}'])
+def test_a_line_that_json_itself_fails_on_is_an_error(line, tmp_path):
+    file = tmp_path / "text.jsonl"
+    file.write_text(line)
+    with pytest.raises(UserError, match=r"text\.jsonl, line 1"):
+        read_text(str(file))
+
+
+@examples(60)
+@given(st.text(max_size=20) | st.sampled_from(WORDS))
+@example("a" * 300 + ".txt")
+@example("a\0b.txt")
+@example("~nobody/x.txt")
+def test_any_name_of_a_text_file_is_found_or_an_error(name):
+    with plain_error():
+        read_text(f"{name}.txt")
 
 
 N_ROWS = (3, 0, 2, 5)

@@ -13,6 +13,7 @@ import torch
 from sae_mlflow.activations import cache
 from sae_mlflow.activations.store import Progress, Store
 from sae_mlflow.config import Settings
+from sae_mlflow.disk import in_units
 from sae_mlflow.errors import UserError
 from sae_mlflow.lm.files import weights_hash
 from sae_mlflow.lm.loading import hookpoint_widths, model_shape
@@ -20,6 +21,8 @@ from sae_mlflow.lm.sites import Site, sites
 from sae_mlflow.text.corpus import Windows
 
 log = logging.getLogger(__name__)
+
+_TOLD_BYTES = 2 * 10**9  # a second, and from a slow disk twenty
 
 EXCLUSION_RULE = "no special tokens, no first positions; v1"
 """Part of the cache's key: which positions are stored at all."""
@@ -81,6 +84,8 @@ def plan_activations(settings: Settings, windows: Windows) -> ActivationPlan:
         )
         for hookpoint in hookpoints
     )
+    if (n_bytes := sum(store.bytes_there() for store in stores)) > _TOLD_BYTES:
+        log.info("Checking %s of cached activations", in_units(n_bytes))
     progress = {store.hookpoint: store.progress() for store in stores}
     _report_damage(key, progress)
     starts = starts_of(stores, progress, settings.activations.batch_windows)

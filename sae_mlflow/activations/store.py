@@ -121,6 +121,9 @@ class Store:
             self._sizes(self.n_windows).values()
         )
 
+    def bytes_there(self) -> int:
+        return sum(max(0, _size(file)) for file in self._sizes(0))
+
     def missing_bytes(self, windows_done: int) -> int:
         there, whole = self._sizes(windows_done), self._sizes(self.n_windows)
         return sum(whole.values()) - (sum(there.values()) if windows_done else 0)

@@ -25,7 +25,8 @@ def read_json(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise _unreadable(file, error) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not valid JSON: {error}.") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file} is not valid JSON: {reason}.") from None
     if not isinstance(config, dict):
         raise UserError(f"{file} is not an SAE's config: it holds a {type(config).__name__}.")
     return config
@@ -63,7 +64,9 @@ def read_pt(file: Path) -> dict[str, Any]:
             f"{file} holds more than tensors and plain values, and unpickling that could run code: "
             "it isn't opened. Ask its author for safetensors or a plain state dict."
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError):
+    except (
+        Exception
+    ):  # whatever torch's unpickler comes to over damaged bytes: TypeError, struct.error
         raise UserError(f"{file} is not a PyTorch file, or is damaged. Save it again.") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} is not an SAE: it holds a {type(content).__name__}.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sae_mlflow import naming
+from sae_mlflow import assets, naming
 from sae_mlflow.config import EMBEDDED_MODEL, ModelSettings, Settings
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.lm import embedded
@@ -167,6 +167,8 @@ def load_language_model(model: ModelSettings) -> LanguageModel:
     device = resolve_device(model.device)
     files = locate(model)
     warn_of_code(model)
+    if model.name == EMBEDDED_MODEL:  # others are known by a hash of what they are now
+        assets.check(files.folder)
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 

