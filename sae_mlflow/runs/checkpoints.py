@@ -141,15 +141,20 @@ class Checkpoints:
     def remove(self) -> None:
         """The run has what came of it."""
         remove_checkpoints(self._folder)
-        if self._logged():
-            label = self._acts.site.label
-            with optional(self._training.display, f"{label}'s checkpoint stays in its run"):
+        training, label = self._training, self._acts.site.label
+        if not (training.settings.checkpoint.log or training.resumed):
+            return
+        with optional(training.display, f"{label}'s checkpoint stays in its run"):
+            if self._logged():
                 self._run.remove_artifacts(CHECKPOINT_FOLDER)
 
     def _places(self) -> list[Path | str]:
         """All there are, the newest first: files here, and artifacts of the run by their paths."""
-        files = {path.name: path for path in checkpoints(self._folder)}
-        logged = {artifact.rpartition("/")[2]: artifact for artifact in self._logged()}
+        files: dict[str, Path | str] = {path.name: path for path in checkpoints(self._folder)}
+        logged: dict[str, Path | str] = {}
+        label = self._acts.site.label
+        with optional(self._training.display, f"{label}'s run can't be asked for checkpoints"):
+            logged = {artifact.rpartition("/")[2]: artifact for artifact in self._logged()}
         newest_first = sorted({*files, *logged}, reverse=True)
         return [each for n in newest_first for each in (files.get(n), logged.get(n)) if each]
 
