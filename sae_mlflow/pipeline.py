@@ -164,9 +164,7 @@ def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActi
     settings, display = training.settings, training.display
     pairs = zip(training.rows, all_acts, strict=True)
     waiting = [
-        (row, acts)
-        for row, acts in pairs
-        if not row.evaluation and _can_be_evaluated(display, row)
+        (row, acts) for row, acts in pairs if not row.evaluation and _can_be_evaluated(display, row)
     ]
     if waiting:
         rows, their_acts = [row for row, _ in waiting], [acts for _, acts in waiting]

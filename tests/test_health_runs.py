@@ -285,3 +285,13 @@ def test_watch_judges_a_run_that_has_no_tag_and_believes_one_that_has(past):
     assert seen[first] == ("failed", "not_finite at epoch 1")
     assert seen[second] == ("warning", "loss_spike at epoch 2")
     assert seen[third] == ("", "")
+
+
+def test_weights_that_are_no_numbers_any_more_are_not_saved_which_is_said_once(
+    train, poisoned, capsys
+):
+    """So that what was saved before can still be gone on from."""
+    poisoned("layer1", 2)
+    train(*STEADY, "train.epochs=4", "model.layers=1", "evaluate.after_training=false")
+    line = "layer1 isn't saved any more: its weights are no numbers."
+    assert capsys.readouterr().out.count(line) == 1

@@ -1,6 +1,7 @@
 """Which training goes on, and which starts afresh; and all that goes on with it beside weights."""
 
 import re
+import shlex
 import shutil
 from datetime import UTC, datetime, timedelta
 
@@ -10,6 +11,7 @@ from killed_trainings import Home
 from pulled_plug import PullsThePlug
 
 from sae_mlflow.checkpoint import read_checkpoint
+from sae_mlflow.commands.train import without_resume as train_command_line
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.evaluate import evaluate
@@ -294,6 +296,33 @@ def test_tensorboards_files_have_each_step_once_and_with_its_time(
         for (_, value, seconds), (_, logged, milliseconds) in zip(found, expected, strict=True):
             assert value == pytest.approx(logged, rel=1e-6)
             assert seconds == pytest.approx(milliseconds / 1000, abs=1e-3)
+
+
+def test_a_folder_for_checkpoints_that_cant_be_had_is_refused_before_anything_starts(
+    train, store, tmp_path
+):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"Point checkpoint\.dir at a folder that can be written"):
+        train(f"checkpoint.dir={tmp_path}/file/folder")
+    assert store._client.get_experiment_by_name("sae") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("--config a.yaml --layers 1,2 --pt", "--config a.yaml --layers 1,2 --pt"),
+        ("--config=a.yaml --resume auto", "--config a.yaml"),
+        ("--resume=abc --set 'sae.k=3 seed=1'", "--set 'sae.k=3 seed=1'"),
+        ("--config a.yaml --layers '' --set '' --resume ''", "--config a.yaml"),
+        (
+            "--tracking-uri postgresql://me:secret@host/db",
+            "--tracking-uri 'postgresql://me:***@host/db'",
+        ),
+    ],
+)
+def test_the_hint_is_the_command_as_it_was_typed(given, shown):
+    argv = ["/usr/bin/sae-mlflow", "train", *shlex.split(given)]
+    assert train_command_line(argv) == f"sae-mlflow train {shown}"
 
 
 def test_the_names_of_evaluations_are_those_that_an_evaluation_gives():

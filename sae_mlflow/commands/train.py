@@ -13,6 +13,7 @@ from sae_mlflow.config import load_settings, parse_set
 from sae_mlflow.errors import UserError
 from sae_mlflow.stopping import Stopped, Stopping
 from sae_mlflow.terminal import say
+from sae_mlflow.tracking.reach import hide_password
 
 EXIT_SOME_STOPPED = 1
 
@@ -78,7 +79,7 @@ def train_command(
             "experiment_name": experiment_name or None,
             "tracking_uri": tracking_uri or None,
             "resume": resume or None,
-            "command": _without_resume(sys.argv),
+            "command": without_resume(sys.argv),
         }
         _train(settings, stopping, options)
     except UserError as error:
@@ -106,9 +107,9 @@ def _train(settings: Any, stopping: Stopping, options: Mapping[str, Any]) -> Non
         raise typer.Exit(EXIT_SOME_STOPPED)
 
 
-def _without_resume(argv: Sequence[str]) -> str:
-    """The command line that was given, as it would be typed, but for what it says of resuming and
-    what it leaves unset."""
+def without_resume(argv: Sequence[str]) -> str:
+    """The command line that was given, as it would be typed, but for what it says of resuming, what
+    it leaves unset, and a store's password."""
     words = iter(argv[2:])
     kept = ["sae-mlflow", "train"]
     for word in words:
@@ -117,6 +118,8 @@ def _without_resume(argv: Sequence[str]) -> str:
             value = next(words, "")
         if option == "--resume" or (option != "--pt" and not value):
             continue
+        if option == "--tracking-uri":
+            value = hide_password(value)
         kept += [option, value] if value else [option]
     return shlex.join(kept)
 

@@ -27,6 +27,7 @@ from sae_mlflow.config import Settings
 from sae_mlflow.disk import free_bytes, in_units, is_full
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.folders import STATE_VARIABLE, make_folder, state_folder
+from sae_mlflow.runs.guards import optional
 from sae_mlflow.runs.numbers import differing, number_settings
 from sae_mlflow.runs.training import Training
 from sae_mlflow.tracking.contents import CHECKPOINT_FOLDER, RunRow
@@ -148,13 +149,16 @@ class Checkpoints:
 
     def _places(self) -> list[Path | str]:
         """All there are, the newest first: files here, and artifacts of the run by their paths."""
-        files = {path.name: path for path in checkpoints(self._folder)}
+        files: dict[str, Path | str] = {path.name: path for path in checkpoints(self._folder)}
         logged = {artifact.rpartition("/")[2]: artifact for artifact in self._in_run}
         newest_first = sorted({*files, *logged}, reverse=True)
         return [each for n in newest_first for each in (files.get(n), logged.get(n)) if each]
 
     def _logged(self) -> list[str]:
-        return sorted(self._training.store.artifacts(self._run.run_id, CHECKPOINT_FOLDER))
+        label = self._acts.site.label
+        with optional(self._training.display, f"{label}'s run can't be asked for checkpoints"):
+            return sorted(self._training.store.artifacts(self._run.run_id, CHECKPOINT_FOLDER))
+        return []
 
     def _fetched(self, place: Path | str, scratch: Path) -> Path:
         if isinstance(place, Path):

@@ -127,13 +127,28 @@ def _lock(settings: Settings, run_id: str) -> FileLock:
     return FileLock(checkpoints_folder(settings) / f"{run_id}.lock")
 
 
-def _hold(settings: Settings, run_id: str) -> FileLock:
-    """Held until it is released, or the process ends, however it does."""
-    lock = _lock(settings, run_id)
+def _acquired(lock: FileLock) -> bool:
+    """Whether nobody else holds it; now this process does, until it ends, however that is.
+
+    Raises:
+        UserError: the folder of checkpoints can't be written.
+    """
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"Run {run_id} is being trained by another process.") from None
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{lock.lock_file} can't be written: {error.strerror}. Make room, or point "
+            "checkpoint.dir at a folder that can be written."
+        ) from None
+    return True
+
+
+def _hold(settings: Settings, run_id: str) -> FileLock:
+    lock = _lock(settings, run_id)
+    if not _acquired(lock):
+        raise UserError(f"Run {run_id} is being trained by another process.")
     return lock
 
 
@@ -146,12 +161,9 @@ def _is_trained(settings: Settings, row: RunRow) -> bool:
 
 def _is_held(settings: Settings, run_id: str) -> bool:
     lock = _lock(settings, run_id)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
+    held = not _acquired(lock)
     lock.release()
-    return False
+    return held
 
 
 def _earlier(store: Store, parent: RunRow) -> dict[str, RunRow]:
