@@ -4,9 +4,12 @@ import os
 import sqlite3
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from full_disk import small_disk
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 from outages import each_once
 from PIL import Image
 
@@ -14,6 +17,7 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.tracking.journal import Journal
 from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.operations import Operation, apply, new_pending_id, now
+from sae_mlflow.tracking.refusals import is_away
 from sae_mlflow.tracking.store import Store
 
 
@@ -32,6 +36,7 @@ def said():
 @pytest.fixture
 def store(uri, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where artifacts land
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     store = JournalledStore(uri, said.append)
     yield store
     store.close()
@@ -131,7 +136,7 @@ def test_a_sqlite_file_that_another_locks_is_waited_for_and_no_step_is(store, ex
     second.log_epoch(1, {"fvu": 0.25})
     second.describe(f"see {second.run_id}")
     assert time.monotonic() - started < 8  # of which 5 for the second run's id
-    assert second.run_id.startswith("pending-")
+    assert second.run_id.endswith("-pending")
     time.sleep(max(0, 21 - (time.monotonic() - started)))
     assert "out of reach" in said[0] and "locked" in said[0]
     other.rollback()
@@ -235,6 +240,27 @@ def test_without_room_and_without_a_store_a_file_is_waited_with_until_there_is_r
         other.close()
         assert store.wait(40) and store.waiting == 0
         store.close()
+
+
+@pytest.mark.parametrize(("status", "away"), [(401, True), (403, True), (503, True), (400, False)])
+def test_a_server_that_lets_nobody_in_counts_as_away(status, away, store):
+    """A password that has changed is put right, and nothing was lost by it."""
+
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(status)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Refuses)
+    thread = threading.Thread(target=server.handle_request)
+    thread.start()
+    with pytest.raises(MlflowException) as caught:
+        MlflowClient(f"http://127.0.0.1:{server.server_port}").get_run("a" * 32)
+    assert is_away(caught.value) == away
+    thread.join()
+    server.server_close()
 
 
 def test_a_state_folder_that_cannot_be_written_is_bad_input(uri, tmp_path, monkeypatch):

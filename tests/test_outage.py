@@ -6,6 +6,7 @@ against the rows of the database.
 
 import re
 import signal
+import sqlite3
 import time
 from types import SimpleNamespace
 
@@ -84,7 +85,7 @@ def check_complete(found, training_settings, uri, tmp_path, postgres):
     check_pictures(Store(uri), found.run_ids)
     note = found.tags["tiny-llama", "mlflow.note.content"]
     assert all(run_id in note for name, run_id in found.run_ids.items() if name != "tiny-llama")
-    pending = [key for key, value in found.tags.items() if "pending-" in value]
+    pending = [key for key, value in found.tags.items() if "-pending" in value]
     assert {key for _, key in pending} <= {"sae.journal_id"}
     undisturbed = undisturbed_metrics(training_settings, tmp_path)
     assert set(found.metrics) == set(undisturbed)
@@ -116,7 +117,8 @@ def undisturbed_metrics(training_settings, tmp_path):
 def test_what_is_logged_while_the_store_is_away_is_delivered_in_order_and_once(
     settings, server, postgres, tmp_path, own_state, one_thread
 ):
-    """The database restarts in the first layer, the server in the second; at the end it is dead."""
+    """The database restarts in the first layer; in the second the server hangs and then restarts;
+    at the end it is dead."""
     ours = settings("outage", "evaluate.after_training=false", "tracking.wait_seconds=2")
     uri = server.uri.replace("http://", f"http://me:{SECRET}@")
     training = TrainingProcess(tmp_path, ours, uri)
@@ -126,7 +128,9 @@ def test_what_is_logged_while_the_store_is_away_is_delivered_in_order_and_once(
     postgres.start()
     training.until("is back")
     training.until("layer2  epoch 4/")
-    server.stop(signal.SIGTERM)
+    with server.hanging():
+        training.until("layer2  epoch 12/")
+        server.stop(signal.SIGTERM)
     training.until("layer2  epoch 20/")
     with training.paused():
         server.start()
@@ -151,6 +155,34 @@ def test_a_store_that_is_away_when_a_training_starts_is_bad_input(settings, tmp_
     training = TrainingProcess(tmp_path, settings("x"), f"http://127.0.0.1:{refused_port()}")
     assert training.end() == 2
     assert "error: The tracking store" in training.output and "Traceback" not in training.output
+
+
+def test_what_a_killed_training_left_is_delivered_by_the_next_into_its_store(
+    settings, tmp_path, own_state, one_thread
+):
+    """Killed while another process locks the store's file."""
+    file = tmp_path / "mlflow.db"
+    training = TrainingProcess(tmp_path, settings("killed"), f"sqlite:///{file}")
+    training.until("layer1  epoch 4/")
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    training.until(f"layer1  epoch {EPOCHS}/")
+    training.kill()
+    other.execute("ROLLBACK")
+    said = synced(f"sqlite:///{tmp_path}/another.db", tmp_path)
+    assert re.search(rf"\d+ entries wait for sqlite:///{file}: give it with --tracking-uri", said)
+
+    after = settings("after", "train.epochs=1", "model.layers=1", "plots.after_training=false")
+    run_training(after, Display(), tracking_uri=f"sqlite:///{file}")
+    query = (
+        "SELECT r.name, r.status, m.step, m.value FROM metrics m JOIN runs r USING (run_uuid) "
+        "JOIN experiments e USING (experiment_id) WHERE e.name = 'killed' AND m.key = 'total_loss'"
+    )
+    found = each_once(other.execute(query).fetchall())
+    other.close()
+    steps = {(name, step) for name, _, step in found}
+    assert {("tiny-llama_layer1", epoch) for epoch in range(1, EPOCHS + 1)} <= steps
+    assert not [file for file in own_state.rglob("*") if file.name == "entries"]
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -54,8 +56,19 @@ class TrackingServer:
     def stop(self, number: int = signal.SIGKILL) -> None:
         if self._process is not None:
             os.killpg(self._process.pid, number)
+            os.killpg(self._process.pid, signal.SIGCONT)  # where it was made to hang
             self._process.wait()
             self._process = None
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """It takes connections and answers nobody meanwhile."""
+        assert self._process is not None
+        group = self._process.pid
+        os.killpg(group, signal.SIGSTOP)
+        yield
+        with suppress(ProcessLookupError):  # killed meanwhile
+            os.killpg(group, signal.SIGCONT)
 
     def _answers(self) -> bool:
         try:

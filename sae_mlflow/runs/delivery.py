@@ -21,7 +21,8 @@ def delivered(store: JournalledStore, display: Display, seconds: float) -> Itera
     try:
         yield
     except BaseException:
-        _end(store, display, min(seconds, _AFTER_AN_ERROR_SECONDS))
+        seconds = min(seconds, _AFTER_AN_ERROR_SECONDS)
+        _end(store, display, seconds, limit=seconds)
         raise
     store.hold()
     _end(store, display, seconds)
@@ -47,9 +48,11 @@ def deliver_leftovers(uri: str, display: Display) -> tuple[int, int]:
     return delivered, waiting
 
 
-def _end(store: JournalledStore, display: Display, seconds: float) -> None:
+def _end(
+    store: JournalledStore, display: Display, seconds: float, limit: float | None = None
+) -> None:
     try:
-        if not store.flush(seconds) and store.away:
+        if not store.flush(limit):
             display.say(f"Waiting up to {seconds:g} s for the tracking store {store.shown_uri}")
         if store.wait(seconds):
             catch_up(store, display.say, display.warn)

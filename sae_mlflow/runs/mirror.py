@@ -83,6 +83,9 @@ def _complete(training: Training) -> None:
     for layer in training.rows:
         row = training.store.run(layer.run_id)
         folder = _folder(training, row.name, row.run_id)
+        pending = _folder(training, row.name, training.store.pending_id(row.run_id))
+        if pending != folder and pending.exists():  # it was opened while the store was away
+            pending.rename(folder)
         if training.resumed:  # some of it may be there already
             with optional(training.display, f"TensorBoard's files in {folder} aren't complete"):
                 export_run(training.store, row, folder)

@@ -48,6 +48,8 @@ class Delivery:
         self.away = ""
         """Why the store is out of reach; empty while it isn't."""
         self._pause, self._next_try, self._next_aside = _FIRST_PAUSE_SECONDS, 0.0, 0.0
+        self._busy_since = 0.0
+        """When the call that is under way began; 0 where none is."""
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
         self._thread.start()
@@ -71,7 +73,8 @@ class Delivery:
         with self._changed:
             patience = Patience(self._uri, limit)
             while self.backlog.queue:
-                if self.away or not patience.goes_on(self._changed, self.delivered):
+                began = self._busy_since or time.monotonic()
+                if self.away or not patience.goes_on(self._changed, self.delivered, began):
                     return False
             return not self.away
 
@@ -110,8 +113,10 @@ class Delivery:
                     self._idle()
                 again = any(entry.number in self._repeated for entry in batch)
                 operations = [self.backlog.real(entry.operation) for entry in batch]
+                self._busy_since = time.monotonic()
             report = self._courier.deliver(operations, again=again)
             with self._changed:
+                self._busy_since = 0.0
                 if self._closing:
                     return
                 self._settle(batch, report)

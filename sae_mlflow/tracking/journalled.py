@@ -12,7 +12,7 @@ from sae_mlflow.tracking.contents import RunRow
 from sae_mlflow.tracking.delivery import Delivery
 from sae_mlflow.tracking.journal import Entry, Journal
 from sae_mlflow.tracking.journals import new_journal
-from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.tracking.open_run import Direct, OpenRun
 from sae_mlflow.tracking.operations import TASK, Operation
 from sae_mlflow.tracking.store import Store
 
@@ -58,7 +58,7 @@ class JournalledStore(Store):
         self, experiment_id: str, name: str, tags: Mapping[str, str], parent: OpenRun | None = None
     ) -> OpenRun:
         run = super().open_run(experiment_id, name, tags, parent)
-        self._delivery.flush(_ID_WITHIN_SECONDS)
+        self.flush(_ID_WITHIN_SECONDS)
         self._opened[run.run_id] = run
         return run
 
@@ -77,6 +77,11 @@ class JournalledStore(Store):
 
     def real_id(self, run_id: str) -> str:
         return self._delivery.real_id(run_id)
+
+    def pending_id(self, run_id: str) -> str:
+        """What stood for a run's id before the store gave it; of another's run its id."""
+        given = {real: pending for pending, real in self.journal.ids.items()}
+        return given.get(run_id, run_id)
 
     # -- whether the store has it -----------------------------------------------------------------
 
@@ -106,8 +111,13 @@ class JournalledStore(Store):
         return self._delivery.delivered
 
     def close(self) -> None:
-        """Deliver no more; what it hasn't taken stays in the journal."""
+        """Deliver no more; what it hasn't taken stays in the journal.
+
+        Who opens a run from now on writes to the store itself.
+        """
         self._delivery.close()
+        self._outlet = Direct(self._client)
+        self._opened.clear()
 
     # -- what is put off --------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -27,7 +28,8 @@ def new_journal(uri: str) -> Journal:
     """
     folder = _store_folder(uri)
     make_folder(folder, STATE_VARIABLE)
-    folder.parent.chmod(0o700)  # what is trained on, and how, is the user's own
+    with suppress(OSError):  # somebody else's, that may be written
+        folder.parent.chmod(0o700)  # what is trained on, and how, is the user's own
     if not (folder / _STORE_FILE).exists():
         with whole_file(folder / _STORE_FILE) as file:
             file.write_text(json.dumps({"store": hide_password(_whole(uri))}), encoding="utf-8")

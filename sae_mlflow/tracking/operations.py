@@ -28,7 +28,7 @@ JOURNAL_ID = "sae.journal_id"
 TASK = "task"
 """Kind of an operation that isn't the store's: something to do once the store holds its data."""
 
-_PENDING = re.compile(r"pending-[0-9a-f]{32}")
+_PENDING = re.compile(r"[0-9a-f]{32}-pending")
 _BATCH_LIMIT = 100  # params and tags that one log_batch takes
 
 
@@ -47,7 +47,7 @@ class Operation:
 
 def new_pending_id() -> str:
     """Stands for a run's id until the store has given one."""
-    return f"pending-{uuid.uuid4().hex}"
+    return f"{uuid.uuid4().hex}-pending"
 
 
 def now() -> int:

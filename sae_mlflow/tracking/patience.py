@@ -6,8 +6,8 @@ import time
 from sae_mlflow.errors import OutOfReach
 from sae_mlflow.tracking.reach import check_reachable
 
-_ASKED_AFTER_SECONDS = 5.0
-_LONGEST_SECONDS = 60.0  # without anything done
+_ASKED_AFTER_SECONDS = 5.0  # and again
+_LONGEST_SECONDS = 600.0  # without anything done, though it answers: a large file on a slow way
 
 
 class Patience:
@@ -19,32 +19,31 @@ class Patience:
             limit: seconds in all; unset means as long as it gets on.
         """
         self._uri, self._limit = uri, limit
-        self._started = self._since = time.monotonic()
-        self._asked = False
+        self._started = self._since = self._asked = time.monotonic()
         self._progress: int | None = None
 
-    def goes_on(self, changed: threading.Condition, progress: int) -> bool:
+    def goes_on(self, changed: threading.Condition, progress: int, busy_since: float) -> bool:
         """Wait for a change; False once there is no sense in it.
 
         Args:
             progress: rises with each thing that is done.
+            busy_since: when what is being done was begun.
         """
         now = time.monotonic()
         if progress != self._progress:
-            self._progress, self._since, self._asked = progress, now, False
+            self._progress, self._since, self._asked = progress, now, now
         if self._limit is not None:
-            left = self._started + self._limit - now
+            left = min(self._started, busy_since) + self._limit - now
             return left > 0 and (changed.wait(left) or True)
-        waited = now - self._since
-        if waited > _LONGEST_SECONDS or (waited > _ASKED_AFTER_SECONDS and self._is_dead(changed)):
+        if now - self._since > _LONGEST_SECONDS or self._is_dead(changed):
             return False
         changed.wait(1.0)
         return True
 
     def _is_dead(self, changed: threading.Condition) -> bool:
-        if self._asked:
+        if time.monotonic() - self._asked < _ASKED_AFTER_SECONDS:
             return False
-        self._asked = True
+        self._asked = time.monotonic()
         changed.release()
         try:
             check_reachable(self._uri)

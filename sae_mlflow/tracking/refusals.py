@@ -64,8 +64,8 @@ def judge(client: MlflowClient, uri: str, operation: Operation, error: Exception
     """What a failed operation's error means, asking the store where the error alone can't say."""
     if is_away(error):
         return Outcome.AWAY
-    if isinstance(error, FileNotFoundError) and not _has_source(operation):
-        return Outcome.REFUSED
+    if operation.source is not None and not operation.source.exists():
+        return Outcome.REFUSED  # a file that went before there was room for a copy
     try:
         check_reachable(uri)
         client.search_experiments(max_results=1)
@@ -106,10 +106,6 @@ def _is_refusal(error: Exception) -> bool:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return error.response.status_code in _REFUSED_STATUSES
     return False
-
-
-def _has_source(operation: Operation) -> bool:
-    return operation.source is not None and operation.source.exists()
 
 
 def _can_be_written(client: MlflowClient, run_id: str) -> bool:
