@@ -22,6 +22,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
 from sae_mlflow.disk import is_full
+from sae_mlflow.secrets import without_secrets
 from sae_mlflow.tracking.contents import FAILURE_TAG
 
 JOURNAL_ID = "sae.journal_id"
@@ -114,7 +115,7 @@ def apply(client: MlflowClient, operation: Operation, *, again: bool = False) ->
         case "text":
             with TemporaryDirectory() as scratch:
                 file = Path(scratch) / PurePosixPath(body["file"]).name
-                file.write_text(body["text"], encoding="utf-8")
+                file.write_text(without_secrets(body["text"]), encoding="utf-8")
                 folder = str(PurePosixPath(body["file"]).parent)
                 _log_file(client, run_id, file, None if folder == "." else folder)
         case "remove":
