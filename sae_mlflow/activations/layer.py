@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sae_mlflow.activations import cache
-from sae_mlflow.activations.finite import MOST
+from sae_mlflow.activations.finite import NotFinite, count_not_finite
 from sae_mlflow.activations.norms import NormCheck, norm_cap
 from sae_mlflow.activations.plan import ActivationPlan
 from sae_mlflow.activations.store import RowFile, Store
@@ -23,7 +22,8 @@ def open_activations(
     """Open every site of a plan whose cache is filled; batches come on `device` (default: cpu).
 
     Raises:
-        UserError: the cap on norms leaves less than one batch; a hookpoint's activations are all 0.
+        UserError: the cap on norms leaves less than one batch; a hookpoint's activations are all 0,
+            or mostly no numbers.
     """
     assert all(store.complete() for store in plan.stores), "fill_activations comes first"
     cache.touch(plan.folder)
@@ -47,17 +47,6 @@ class ScaledRows:
         return taken * self.scale
 
 
-@dataclass(frozen=True)
-class NotFinite:
-    """Tokens whose activations hold NaN or infinity."""
-
-    tokens: int = 0
-    hookpoints: tuple[str, ...] = ()
-    """Where."""
-    first_window: int | None = None
-    """Of the text's windows, counted from 0, training ones first."""
-
-
 @dataclass(eq=False)
 class LayerActivations:
     """What one SAE reads and reconstructs: rows of x and of y belong to the same token."""
@@ -71,7 +60,7 @@ class LayerActivations:
     n_giant_train: int
     """Tokens left out because their norm at one of the hookpoints is over the cap, or no number."""
     n_giant_held_out: int
-    not_finite: "NotFinite"
+    not_finite: NotFinite
     """Those of them that hold NaN or infinity, at any of the hookpoints."""
     scale_in: Tensor
     """float64 `[d_in]`: what each dimension of x is multiplied by; one constant a hookpoint, from
@@ -150,7 +139,9 @@ def _open(plan: ActivationPlan, site: Site, device: torch.device) -> LayerActiva
     ratio = plan.settings.activations.max_norm_ratio
     caps = {h: norm_cap(each[: plan.n_train_rows], ratio) for h, each in norms.items()}
     medians = {h: norm_cap(each[: plan.n_train_rows], 1.0) for h, each in norms.items()}
-    not_finite = _not_finite(plan, site, norms)
+    not_finite = count_not_finite(
+        site.label, norms, plan.stores[0].rows_before, plan.settings.activations.dtype
+    )
     train_rows, held_out_rows = _usual_rows(plan, [norms[h] <= caps[h] for h in norms])
     if len(train_rows) < plan.settings.train.batch_tokens or not len(held_out_rows):
         raise UserError(_too_few(plan, site, len(train_rows), len(held_out_rows)))
@@ -183,30 +174,6 @@ def _usual_rows(plan: ActivationPlan, within: list[Tensor]) -> tuple[Tensor, Ten
     usual = torch.stack(within).all(dim=0)
     train, held_out = (part.nonzero().flatten() for part in (usual[:n_train], usual[n_train:]))
     return train, held_out + n_train
-
-
-def _not_finite(plan: ActivationPlan, site: Site, norms: dict[str, Tensor]) -> NotFinite:
-    """Counted by the norms, which aren't finite where a row isn't.
-
-    Raises:
-        UserError: most tokens of a hookpoint aren't.
-    """
-    counts = {h: int((~each.isfinite()).sum()) for h, each in norms.items()}
-    n_rows = len(norms[site.reads[0]])
-    for hookpoint, count in counts.items():
-        if count > MOST * n_rows:
-            raise UserError(
-                f"{site.label}: {count:,} of {n_rows:,} tokens at {hookpoint} aren't numbers (NaN "
-                "or infinity) in the cache. activations.dtype = "
-                f"{plan.settings.activations.dtype} may be too narrow for them: try bfloat16 or "
-                f"float32. Else the model is damaged."
-            )
-    bad = torch.stack([~each.isfinite() for each in norms.values()]).any(dim=0)
-    if not bad.any():
-        return NotFinite()
-    first = int(bad.nonzero()[0])
-    window = int(np.searchsorted(plan.stores[0].rows_before, first, side="right")) - 1
-    return NotFinite(int(bad.sum()), tuple(h for h, n in counts.items() if n), window)
 
 
 def _scaled(store: Store, norms: Tensor, train_rows: Tensor) -> ScaledRows:

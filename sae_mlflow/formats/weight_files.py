@@ -64,9 +64,7 @@ def read_pt(file: Path) -> dict[str, Any]:
             f"{file} holds more than tensors and plain values, and unpickling that could run code: "
             "it isn't opened. Ask its author for safetensors or a plain state dict."
         ) from None
-    except (
-        Exception
-    ):  # whatever torch's unpickler comes to over damaged bytes: TypeError, struct.error
+    except Exception:  # damaged bytes lead torch's unpickler to errors of any type
         raise UserError(f"{file} is not a PyTorch file, or is damaged. Save it again.") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} is not an SAE: it holds a {type(content).__name__}.")
