@@ -50,8 +50,8 @@ class Unfit(ValueError):
 def state_of(trainer: "Trainer") -> TrainerState:
     """Weights, buffers, optimizer, dead-latent counters, generators, schedule, the epoch so far."""
     so_far = trainer.so_far
-    tensors = {f"sae.{name}": value for name, value in trainer.sae.state_dict().items()}
-    tensors |= {"silent_tokens": trainer.silent_tokens, "generator": trainer.generator.get_state()}
+    tensors = _weights(trainer) | {"silent_tokens": trainer.silent_tokens}
+    tensors["generator"] = trainer.generator.get_state()
     tensors |= {f"tally.{name}": value for name, value in so_far.tally.tensors.items()}
     tensors |= {f"part.{name}": value for name, value in so_far.part_tally.tensors.items()}
     if so_far.order is not None:
@@ -90,8 +90,8 @@ def restore(trainer: "Trainer", state: TrainerState) -> None:
     _check(trainer, state)
     tensors, numbers = state.tensors, state.numbers
     with torch.no_grad():
-        for name, value in trainer.sae.state_dict().items():
-            value.copy_(tensors[f"sae.{name}"])  # in place: the optimizer steps this memory
+        for name, value in _weights(trainer).items():
+            value.copy_(tensors[name])  # in place: the optimizer steps this memory
         trainer.silent_tokens.copy_(tensors["silent_tokens"])
     _restore_optimizer(trainer, state)
     trainer.generator.set_state(tensors["generator"])
@@ -122,14 +122,19 @@ def _finite(values: Tensor) -> bool:
     return bool(least.isfinite() and largest.isfinite())
 
 
+def _weights(trainer: "Trainer") -> dict[str, Tensor]:
+    """The SAE's parameters and buffers as they lie in memory: the encoder `[d_sae, d_in]`."""
+    weights = {f"sae.{name}": value for name, value in trainer.sae.state_dict().items()}
+    return weights | {"sae.W_enc": trainer.encoder_rows}
+
+
 def _check(trainer: "Trainer", state: TrainerState) -> None:
-    wanted = {f"sae.{name}": value for name, value in trainer.sae.state_dict().items()}
-    wanted |= {"silent_tokens": trainer.silent_tokens}
+    wanted = _weights(trainer) | {"silent_tokens": trainer.silent_tokens}
     for name, value in wanted.items():
         found = state.tensors.get(name)
         if found is None or (found.shape, found.dtype) != (value.shape, value.dtype):
             raise Unfit(f"it is of another SAE: {name} isn't {value.dtype} {[*value.shape]}")
-    for name, _ in trainer.sae.named_parameters():
+    for name in trainer.optimized:
         if not _finite(state.tensors[f"sae.{name}"]):
             raise Unfit(f"its weights are no numbers: {name} has NaN or infinity")
 

@@ -20,6 +20,7 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.health.stored import judge_run, record, rows_of_run
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
+from sae_mlflow.stopping import Stopping
 from sae_mlflow.tracking.store import Store
 from sae_mlflow.watching.state import Watch
 
@@ -134,7 +135,7 @@ def test_the_command_says_by_its_status_that_a_layer_was_stopped(
     few = ("model.layers=1", "train.epochs=3", "evaluate.after_training=false")
     settings = tiny_settings(*QUIET, *few, f"health.on_failure={on_failure}")
     try:
-        _train(settings, None, f"sqlite:///{tmp_path}/health.db")
+        _train(settings, Stopping(), {"tracking_uri": f"sqlite:///{tmp_path}/health.db"})
         ended = 0
     except typer.Exit as end:
         ended = end.exit_code

@@ -264,8 +264,8 @@ def test_the_last_good_weights_are_in_the_checkpoint_where_a_bad_epoch_would_nee
     interrupt("layer1", 2, "health.on_failure=stop", "train.batch_tokens=64")
     older, newer = sorted(own_state.glob("checkpoints/*/*.safetensors"))
     was, now = read_checkpoint(older).tensors, read_checkpoint(newer).tensors
-    assert torch.equal(now["good.W_enc"], was["sae.W_enc"])
-    assert not torch.equal(now["good.W_enc"], now["sae.W_enc"])
+    assert torch.equal(now["good.W_dec"], was["sae.W_dec"])
+    assert not torch.equal(now["good.W_dec"], now["sae.W_dec"])
 
 
 def test_the_slider_shows_each_epoch_once(train, interrupt, store):
