@@ -22,7 +22,7 @@ from sae_mlflow.tracking.store import Store
 
 LAYERS = ("layer1", "layer2", "layer3")
 SECRET = "hunter2"
-EPOCHS = 40
+EPOCHS = 20
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +131,10 @@ def test_what_is_logged_while_the_store_is_away_is_delivered_in_order_and_once(
     with server.hanging():
         training.until("layer2  epoch 12/")
         server.stop(signal.SIGTERM)
-    training.until("layer2  epoch 20/")
+    training.until("layer2  epoch 14/")
     with training.paused():
         server.start()
-    training.until("layer3  epoch 20/")
+    training.until("layer3  epoch 10/")
     server.stop(signal.SIGKILL)
     assert training.end() == 0, training.output
     assert re.search(r"\d+ entries wait for the tracking store .* sae-mlflow sync", training.output)
@@ -188,7 +188,7 @@ def test_what_a_killed_training_left_is_delivered_by_the_next_into_its_store(
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["stopped", "killed", "its database restarted"])
 @pytest.mark.parametrize(
-    "stage", ["Reading 8,192 tokens", "layer1  epoch 4/", "layer1  epoch 40/", "Evaluating on"]
+    "stage", ["Reading 8,192 tokens", "layer1  epoch 4/", "layer1  epoch 20/", "Evaluating on"]
 )
 def test_thirty_seconds_without_a_store_lose_nothing_at_any_stage(
     stage, how, settings, server, postgres, tmp_path, one_thread

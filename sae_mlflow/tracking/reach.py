@@ -1,16 +1,24 @@
 """Whether a tracking store can be reached, known in seconds: MLflow's client tries for minutes."""
 
+import getpass
+import hashlib
 import os
 import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import urlopen
 
+from filelock import FileLock
+
 from sae_mlflow.errors import OutOfReach, UserError
 from sae_mlflow.secrets import remember, without_secrets
 
 _PROBE_SECONDS = 5.0
+_OPENED_WITHIN_SECONDS = 300.0
 _QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 _SQLITE_HEADER = b"SQLite format 3\0"
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -38,6 +46,19 @@ def check_reachable(uri: str) -> None:
         _check_sqlite(uri)
     elif scheme in _DATABASE_PORTS:
         _check_port(uri, parts.hostname or "localhost", port or _DATABASE_PORTS[scheme])
+
+
+@contextmanager
+def opening(uri: str) -> Iterator[None]:
+    """One process of this machine at a time opens a database: the first makes its tables, and two
+    that make them at once both fail."""
+    if urlsplit(uri).scheme in {"http", "https"}:
+        yield
+        return
+    key = hashlib.sha256(without_user(uri).encode()).hexdigest()[:16]
+    lock = Path(tempfile.gettempdir()) / f"sae_mlflow-{getpass.getuser()}-{key}.lock"
+    with FileLock(lock, timeout=_OPENED_WITHIN_SECONDS):
+        yield
 
 
 def answer_quickly() -> None:

@@ -29,6 +29,7 @@ from sae_mlflow.tracking.reach import (
     check_reachable,
     hide_password,
     hide_password_in,
+    opening,
     without_user,
 )
 from sae_mlflow.tracking.refusals import is_away
@@ -46,8 +47,9 @@ class StoreReader:
         self.uri: str = uri or mlflow.get_tracking_uri()
         check_reachable(self.uri)
         try:
-            self._client = Client(tracking_uri=self.uri)
-            self._client.search_experiments(max_results=1)
+            with opening(self.uri):
+                self._client = Client(tracking_uri=self.uri)
+                self._client.search_experiments(max_results=1)
         except ModuleNotFoundError as error:
             raise UserError(
                 f"The tracking store {self.shown_uri} needs the package {error.name}. Install it, "
