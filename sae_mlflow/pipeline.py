@@ -36,7 +36,13 @@ from sae_mlflow.runs.layer import train_layer
 from sae_mlflow.runs.mirror import check_trackers, complete_mirrors
 from sae_mlflow.runs.parent import choose_experiment, log_settings, log_text_read
 from sae_mlflow.runs.reaping import reap, told
-from sae_mlflow.runs.resume import find_parent, finished_layer, hint_to_resume, parent_run
+from sae_mlflow.runs.resume import (
+    find_parent,
+    finished_layer,
+    finished_parents,
+    hint_to_resume,
+    parent_run,
+)
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import build_sae
 from sae_mlflow.stopping import Stopping
@@ -83,6 +89,7 @@ def run_training(
     with delivered(store, display, settings.tracking.wait_seconds):
         with clock.stage("store"):
             experiment, experiment_id = choose_experiment(store, settings, experiment_name)
+            finished = finished_parents(store, experiment_id)
             deliver_leftovers(store.uri, display)
             with optional(display, "Trainings that died weren't looked for"):
                 for dead in reap(store, experiment_id):
@@ -91,7 +98,7 @@ def run_training(
             settings, store, experiment, experiment_id, display, clock, device, pictures, n_layers
         )
         training.stopping = stopping or training.stopping
-        old = find_parent(training, resume)
+        old = find_parent(training, resume, finished)
         with parent_run(training, old) as parent, hint_to_resume(training, parent, command):
             log_settings(training, parent, old)
             display.say(f"Runs: {store.address(training.experiment_id, parent.run_id)}")

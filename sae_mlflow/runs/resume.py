@@ -1,6 +1,6 @@
 """A training that goes on in the runs it has: which parent that is, and what its layers came to."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from sae_mlflow.tracking.contents import (
     RunRow,
 )
 from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.tracking.operations import is_pending
 from sae_mlflow.tracking.process import is_recorded, why_dead
 from sae_mlflow.tracking.store import Store
 
@@ -39,11 +40,19 @@ AUTO = "auto"
 FINISHED = "FINISHED"
 
 
-def find_parent(training: Training, resume: str | None) -> RunRow | None:
+def finished_parents(store: Store, experiment_id: str) -> set[str]:
+    """The runs of trainings that have finished, as far as the store knows."""
+    rows = store.parent_runs(experiment_id, running=False)
+    return {row.run_id for row in rows if row.status == FINISHED}
+
+
+def find_parent(training: Training, resume: str | None, finished: Set[str]) -> RunRow | None:
     """The parent run of the training that is to go on; None where one starts afresh.
 
     Args:
         resume: `auto`, the id of a parent's run or of one of its layers', or nothing.
+        finished: runs that there is nothing to go on with. One that was killed when the store
+            hadn't been told yet that it was done is none of them: what it lacks is made up for.
 
     Raises:
         UserError: the run that was named can't go on, or not with these settings.
@@ -51,10 +60,10 @@ def find_parent(training: Training, resume: str | None) -> RunRow | None:
     if not resume:
         return None
     if resume != AUTO:
-        return _named(training, resume)
+        return _named(training, resume, finished)
     for row in training.store.parent_runs(training.experiment_id, running=False):
         wanted = number_settings(training.settings)
-        if row.status == FINISHED or any(row.params.get(k) != v for k, v in wanted.items()):
+        if row.run_id in finished or any(row.params.get(k) != v for k, v in wanted.items()):
             continue
         if _is_trained(training.settings, row):
             training.display.say(f"Run {row.run_id} is being trained by another process")
@@ -65,7 +74,7 @@ def find_parent(training: Training, resume: str | None) -> RunRow | None:
     return None
 
 
-def _named(training: Training, run_id: str) -> RunRow:
+def _named(training: Training, run_id: str, finished: Set[str]) -> RunRow:
     row = training.store.find_run(run_id)
     if row.tags.get("sae.role") == ROLE_LAYER and row.parent_id:
         row = training.store.find_run(row.parent_id)
@@ -74,7 +83,8 @@ def _named(training: Training, run_id: str) -> RunRow:
             f"Run {run_id} ({row.name}) is no training of SAEs. Give the parent run of one, or "
             f"--resume {AUTO}."
         )
-    if row.status == FINISHED:
+    elsewhere = row.experiment_id != training.experiment_id
+    if row.status == FINISHED and (elsewhere or row.run_id in finished):
         raise UserError(f"Run {run_id} ({row.name}) has finished: there is nothing to go on with.")
     training.experiment_id = row.experiment_id
     training.experiment = training.store.experiment_name(row.experiment_id)
@@ -119,7 +129,8 @@ def hint_to_resume(training: Training, parent: OpenRun, command: str) -> Iterato
     try:
         yield
     except BaseException:
-        training.display.say(f"To go on from here: {command} --resume {parent.run_id}")
+        run = AUTO if is_pending(parent.run_id) else parent.run_id
+        training.display.say(f"To go on from here: {command} --resume {run}")
         raise
 
 
