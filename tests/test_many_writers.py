@@ -14,7 +14,7 @@ from postgres import Postgres, need_postgres
 from sae_mlflow.history import read_history
 
 WRITERS = 8
-EPOCHS = 12
+EPOCHS = 6
 
 TRAIN_AT_ONCE = """
 import os, sys, time, traceback
@@ -71,7 +71,7 @@ def test_eight_trainings_at_once_lose_nothing(kind, request, tiny_settings, tmp_
     store = request.getfixturevalue(kind)
     settings = tiny_settings(
         *(f"train.epochs={EPOCHS}", "train.log_every_tokens=1000", "plots.live_seconds=1"),
-        *("plots.interactive=none", "evaluate.tokens=512"),
+        *("plots.interactive=none", "evaluate.after_training=false", "model.layers=1"),
     )
     config = tmp_path / "training.yaml"
     config.write_text(yaml.safe_dump(settings.model_dump(mode="json")), encoding="utf-8")
@@ -89,7 +89,7 @@ def test_eight_trainings_at_once_lose_nothing(kind, request, tiny_settings, tmp_
     assert done.returncode == 0, done.stdout
     assert not [file for file in own_state.rglob("*") if file.name == "entries"]
     assert store.query("SELECT status, COUNT(*) FROM runs GROUP BY status") == [
-        ("FINISHED", WRITERS * 3)
+        ("FINISHED", WRITERS * 2)
     ]
     metrics = each_once(
         store.query(
@@ -98,12 +98,9 @@ def test_eight_trainings_at_once_lose_nothing(kind, request, tiny_settings, tmp_
         )
     )
     for seed in range(WRITERS):
-        for layer in ("layer1", "layer2"):
-            file = tmp_path / f"results{seed}" / "tiny-llama" / f"{layer}_training_history.json"
-            for key, values in read_history(file).items():
-                stored = [
-                    metrics[str(seed), f"tiny-llama_{layer}", key, n + 1] for n in range(EPOCHS)
-                ]
-                assert stored == values
+        file = tmp_path / f"results{seed}" / "tiny-llama" / "layer1_training_history.json"
+        for key, values in read_history(file).items():
+            run = str(seed), "tiny-llama_layer1"
+            assert [metrics[*run, key, epoch] for epoch in range(1, EPOCHS + 1)] == values
     counts = {seed: sum(key[0] == str(seed) for key in metrics) for seed in range(WRITERS)}
-    assert len(set(counts.values())) == 1 and min(counts.values()) > 20 * EPOCHS
+    assert len(set(counts.values())) == 1 and min(counts.values()) > 14 * EPOCHS

@@ -21,17 +21,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sae_mlflow.errors import OutOfReach, UserError, known
 from sae_mlflow.naming import ui_page
 from sae_mlflow.terminal import plain, plain_lines
+from sae_mlflow.tracking import reach
 from sae_mlflow.tracking.client import Client
 from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP, RunRow
 from sae_mlflow.tracking.filters import filter_value
 from sae_mlflow.tracking.models import Models
-from sae_mlflow.tracking.reach import (
-    check_reachable,
-    hide_password,
-    hide_password_in,
-    opening,
-    without_user,
-)
 from sae_mlflow.tracking.refusals import is_away
 
 
@@ -45,9 +39,9 @@ class StoreReader:
 
     def __init__(self, uri: str | None = None) -> None:
         self.uri: str = uri or mlflow.get_tracking_uri()
-        check_reachable(self.uri)
+        reach.check_reachable(self.uri)
         try:
-            with opening(self.uri):
+            with reach.opening(self.uri):
                 self._client = Client(tracking_uri=self.uri)
                 self._client.search_experiments(max_results=1)
         except ModuleNotFoundError as error:
@@ -59,7 +53,7 @@ class StoreReader:
             first = str(error).strip().splitlines()[0]
             raise UserError(
                 f"The tracking store {self.shown_uri} can't be opened: "
-                f"{hide_password_in(first, self.uri)}"
+                f"{reach.hide_password_in(first, self.uri)}"
             ) from None
         self.models = Models(self._client)
 
@@ -69,7 +63,7 @@ class StoreReader:
 
         A run that has gone is none: its error is MLflow's own.
         """
-        check_reachable(self.uri)
+        reach.check_reachable(self.uri)
         try:
             yield
         except (MlflowException, SQLAlchemyError) as error:
@@ -82,7 +76,7 @@ class StoreReader:
             raise self._no_answer(error) from None
 
     def _no_answer(self, error: Exception) -> OutOfReach:
-        first = hide_password_in(str(error).strip().splitlines()[0], self.uri)
+        first = reach.hide_password_in(str(error).strip().splitlines()[0], self.uri)
         return OutOfReach(f"The tracking store {self.shown_uri} doesn't answer: {first}")
 
     # -- where things are -------------------------------------------------------------------
@@ -90,12 +84,12 @@ class StoreReader:
     @property
     def shown_uri(self) -> str:
         """Its address without a password."""
-        return hide_password(self.uri)
+        return reach.hide_password(self.uri)
 
     def address(self, experiment_id: str, run_id: str | None = None) -> str:
         """The page of a run, or of an experiment's runs, in the MLflow UI."""
         web = self.uri if self.uri.startswith("http") else "http://127.0.0.1:5000"
-        web = without_user(web)  # the browser asks who one is
+        web = reach.without_user(web)  # the browser asks who one is
         return f"{web.rstrip('/')}/{ui_page(experiment_id, run_id)}"
 
     def next_steps(self, experiment: str, experiment_id: str) -> list[str]:
