@@ -477,6 +477,7 @@ def test_in_a_browser_the_zoom_stays_names_are_text_and_an_interrupted_watch_is_
         tab.open(address)
         page = tab.page
         points(page).nth(2).wait_for()
+        page.locator("#trainings tbody tr").first.wait_for()
         assert HOSTILE in page.locator("#trainings").text_content()
         assert page.locator("img, #trainings b").count() == 0
         box = page.locator(".nsewdrag").bounding_box()
