@@ -1,7 +1,8 @@
 """`sae-mlflow watch`: where trainings stand, read from the store until they end."""
 
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -145,8 +146,12 @@ def _follow(
 
     trainings: list[TrainingState] = []
     note = ""
-    with Live(console=console, auto_refresh=False, transient=False) as live:
+    with (
+        _kept_interrupts() as check_interrupts,
+        Live(console=console, auto_refresh=False, transient=False) as live,
+    ):
         while True:
+            check_interrupts()
             before, trouble = trainings, note
             trainings, note = _look(watch, board, before, f"Trying again every {every:g} s.")
             if console.is_terminal:
@@ -158,6 +163,27 @@ def _follow(
             if not note and not any(training.is_running for training in trainings):
                 return trainings
             time.sleep(every)
+
+
+@contextmanager
+def _kept_interrupts() -> "Iterator[Callable[[], None]]":
+    """Ctrl-C raises at once, as ever, and again when asked: Python drops what is raised while it
+    is in a destructor or a callback of the database's."""
+    interrupts: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if interrupts:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _look(
