@@ -134,7 +134,7 @@ def test_settings_that_change_the_numbers_start_afresh_and_are_refused_with_an_i
 def test_settings_that_change_no_number_go_on(train, interrupt, store, tmp_path):
     interrupt("layer1", 1)
     others = (f"output.dir={tmp_path}/out", "plots.formats=svg", "checkpoint.every_seconds=7")
-    train(*others, resume="auto")
+    train(*others, "tracking.wait_seconds=7", resume="auto")
     (parent,) = parents(store)
     assert parent.status == "FINISHED" and parent.params["plots.formats"] == "png"
     assert (tmp_path / "out" / "tiny-llama" / "layer2_training_history.json").is_file()

@@ -6,7 +6,7 @@ from sae_mlflow.config import Settings
 from sae_mlflow.tracking.open_run import param_text
 
 _OTHERS = ("experiment", "trackers", "register", "model.device", "evaluate.after_training")
-_OTHER_SECTIONS = ("plots.", "output.", "checkpoint.")
+_OTHER_SECTIONS = ("plots.", "output.", "checkpoint.", "tracking.")
 
 
 def number_settings(settings: Settings) -> dict[str, str]:
