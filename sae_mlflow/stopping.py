@@ -26,12 +26,15 @@ class Stopping:
 
     def __init__(self) -> None:
         self._number: int | None = None
+        self._signals: tuple[int, ...] = ()
         self._deferred = False
 
-    def listen(self) -> None:
-        """Turn the first of the two signals into `Stopped`; what comes later can't cut off what is
-        done because of it (`mlflow run` passes Ctrl-C on as SIGINT and, at once, SIGTERM)."""
-        for number in _SIGNALS:
+    def listen(self, *signals: int) -> None:
+        """Turn the first of the signals (both, unless one is named) into `Stopped`; what comes
+        later can't cut off what is done because of it (`mlflow run` passes Ctrl-C on as SIGINT and,
+        at once, SIGTERM)."""
+        self._signals = signals or _SIGNALS
+        for number in self._signals:
             signal.signal(number, self._take)
 
     @contextmanager
@@ -44,12 +47,13 @@ class Stopping:
             self._deferred = before
 
     def check(self) -> None:
-        """Raise Stopped where a signal came meanwhile."""
+        """Raise Stopped where a signal came meanwhile: deferred, or in a destructor, where Python
+        drops what is raised."""
         if self._number is not None:
             raise Stopped(self._number)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
-        for each in _SIGNALS:
+        for each in self._signals:
             signal.signal(each, signal.SIG_IGN)
         self._number = number
         if not self._deferred:

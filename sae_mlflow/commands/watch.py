@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -12,6 +12,7 @@ import typer
 
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.errors import OutOfReach, UserError
+from sae_mlflow.stopping import Stopping
 from sae_mlflow.terminal import shown
 
 if TYPE_CHECKING:  # rich takes a tenth of a second to import, mlflow two
@@ -146,12 +147,11 @@ def _follow(
 
     trainings: list[TrainingState] = []
     note = ""
-    with (
-        _kept_interrupts() as check_interrupts,
-        Live(console=console, auto_refresh=False, transient=False) as live,
-    ):
+    stopping = Stopping()
+    stopping.listen(signal.SIGINT)
+    with Live(console=console, auto_refresh=False, transient=False) as live:
         while True:
-            check_interrupts()
+            stopping.check()
             before, trouble = trainings, note
             trainings, note = _look(watch, board, before, f"Trying again every {every:g} s.")
             if console.is_terminal:
@@ -163,27 +163,6 @@ def _follow(
             if not note and not any(training.is_running for training in trainings):
                 return trainings
             time.sleep(every)
-
-
-@contextmanager
-def _kept_interrupts() -> "Iterator[Callable[[], None]]":
-    """Ctrl-C raises at once, as ever, and again when asked: Python drops what is raised while it
-    is in a destructor or a callback of the database's."""
-    interrupts: list[int] = []
-
-    def note(number: int, _frame: object) -> None:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
-    def check() -> None:
-        if interrupts:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _look(
