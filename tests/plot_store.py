@@ -57,7 +57,7 @@ def add_layer(
     run.log_params(settings | {key.replace("__", "."): value for key, value in params.items()})
     lists = history() if metrics is None else metrics
     for epoch in range(1, max(map(len, lists.values()), default=0) + 1):
-        run.log_epoch(epoch, {k: v[epoch - 1] for k, v in lists.items() if len(v) >= epoch})
+        run.log_metrics(epoch, {k: v[epoch - 1] for k, v in lists.items() if len(v) >= epoch})
     run.finish(status)
     return run.run_id
 

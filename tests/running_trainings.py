@@ -21,4 +21,4 @@ def open_layer(store: Store, parent: OpenRun, layer: str, epochs: int = 4) -> Op
 
 def log(run: OpenRun, epoch: int, loss: float) -> None:
     figures = {"total_loss": loss, "val_fvu": loss / 2, "l0_norm": 32.0, "dead_fraction": 0.01}
-    run.log_epoch(epoch, figures)
+    run.log_metrics(epoch, figures)

@@ -62,7 +62,7 @@ def test_what_is_logged_is_there_once_it_is_flushed_and_no_journal_is_left(store
     run = store.open_run(experiment, "r", {"sae.role": "layer"})
     run.log_params({"a": 1})
     for epoch in range(1, 51):
-        run.log_epoch(epoch, {"fvu": 1 / epoch, "l0_norm": 32})
+        run.log_metrics(epoch, {"fvu": 1 / epoch, "l0_norm": 32})
     run.log_text("seed: 0", "config.yaml")
     run.finish()
     assert store.flush() and store.waiting == 0
@@ -76,7 +76,7 @@ def test_what_is_logged_is_there_once_it_is_flushed_and_no_journal_is_left(store
 def test_a_metric_is_in_the_store_as_soon_as_without_a_journal(store, experiment):
     """Bounded by what a person looking at the UI would see: a second."""
     run = store.open_run(experiment, "r", {})
-    run.log_epoch(1, {"fvu": 0.5})
+    run.log_metrics(1, {"fvu": 0.5})
     started = time.monotonic()
     while not metrics(store, run.run_id):
         assert time.monotonic() - started < 1
@@ -131,9 +131,9 @@ def test_a_sqlite_file_that_another_locks_is_waited_for_and_no_step_is(store, ex
     other.execute("BEGIN EXCLUSIVE")
     started = time.monotonic()
     for epoch in range(1, 201):
-        run.log_epoch(epoch, {"fvu": 1 / epoch})
+        run.log_metrics(epoch, {"fvu": 1 / epoch})
     second = store.open_run(experiment, "second", {}, run)
-    second.log_epoch(1, {"fvu": 0.25})
+    second.log_metrics(1, {"fvu": 0.25})
     second.describe(f"see {second.run_id}")
     assert time.monotonic() - started < 8  # of which 5 for the second run's id
     assert second.run_id.endswith("-pending")
@@ -153,7 +153,7 @@ def test_what_the_store_will_never_take_is_left_out_and_the_rest_goes_on(store, 
     run = store.open_run(experiment, "r", {})
     run.log_params({"a": 1})
     run.log_params({"a": 2})
-    run.log_epoch(1, {"fvu": 0.5})
+    run.log_metrics(1, {"fvu": 0.5})
     assert store.flush()
     assert store.run(run.run_id).params == {"a": "1"}
     assert metrics(store, run.run_id) == {("fvu", 1): 0.5}
@@ -165,8 +165,8 @@ def test_a_deleted_runs_entries_are_left_out_and_the_other_runs_go_on(store, exp
     run, other = (store.open_run(experiment, name, {}) for name in ("r", "other"))
     store._client.delete_run(run.run_id)
     for epoch in range(1, 4):
-        run.log_epoch(epoch, {"fvu": 0.5})
-        other.log_epoch(epoch, {"fvu": 0.5})
+        run.log_metrics(epoch, {"fvu": 0.5})
+        other.log_metrics(epoch, {"fvu": 0.5})
     assert store.flush() and store.waiting == 0
     assert len(metrics(store, other.run_id)) == 3 and metrics(store, run.run_id) == {}
     assert len(said) == 1 and f"Run {run.run_id} is gone" in said[0]
@@ -183,7 +183,7 @@ def test_an_artifact_without_room_lets_the_metrics_pass_and_follows_later(
         experiment = store._client.create_experiment(request.node.name, f"file://{disk}/runs")
         run = store.open_run(experiment, "r", {})
         run.log_folder(weights.parent, "sae")
-        run.log_epoch(1, {"fvu": 0.5})
+        run.log_metrics(1, {"fvu": 0.5})
         assert store.flush()
         assert metrics(store, run.run_id) == {("fvu", 1): 0.5}
         [line] = said
@@ -207,7 +207,7 @@ def test_a_journal_without_room_goes_on_in_memory_and_files_reach_the_store(
         (tmp_path / "weights").write_bytes(os.urandom(2_000_000))
         run.log_file(tmp_path / "weights")
         for epoch in range(1, 301):
-            run.log_epoch(epoch, {"fvu": 1 / epoch})
+            run.log_metrics(epoch, {"fvu": 1 / epoch})
         assert store.flush()
         assert len(metrics(store, run.run_id)) == 300
         assert "2.0 MB to write" in said[0] and "Make room" in said[0]
@@ -227,7 +227,7 @@ def test_without_room_and_without_a_store_a_file_is_waited_with_until_there_is_r
         other = database(store)
         other.execute("BEGIN EXCLUSIVE")
         (tmp_path / "weights").write_bytes(os.urandom(2_000_000))
-        run.log_epoch(1, {"fvu": 0.5})
+        run.log_metrics(1, {"fvu": 0.5})
         logging = threading.Thread(target=run.log_file, args=[tmp_path / "weights"])
         logging.start()
         time.sleep(3)

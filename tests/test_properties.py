@@ -492,7 +492,7 @@ steps = iter(range(1, 10**9))
 def test_any_metric_comes_back_as_it_was_logged(run, value):
     store, opened = run
     step = next(steps)
-    opened.log_epoch(step, {"fvu": value})
+    opened.log_metrics(step, {"fvu": value})
     found = {s: restored(v) for _, s, v in store.history(opened.run_id, ["fvu"])}[step]
     if abs(value) >= 1.797e308:
         assert found == math.copysign(math.inf, value)

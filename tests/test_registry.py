@@ -68,8 +68,8 @@ def trained(store, experiment, model, sae_folder):
     def train(layer="layer10", fvu=0.3, l0=32.0, status="FINISHED"):
         tags = {"sae.role": "layer", "sae.model": model, "sae.layer": layer}
         run = store.open_run(store.experiment_id(experiment), "r", tags)
-        run.log_epoch(1, {"val_fvu": 0.9, "val_l0_norm": 1.0})
-        run.log_epoch(2, {"val_fvu": fvu, "val_l0_norm": l0})
+        run.log_metrics(1, {"val_fvu": 0.9, "val_l0_norm": 1.0})
+        run.log_metrics(2, {"val_fvu": fvu, "val_l0_norm": l0})
         run.log_folder(sae_folder[0], "sae")
         run.finish(status)
         return run.run_id

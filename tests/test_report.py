@@ -68,7 +68,7 @@ def usual() -> tuple[ReportPage, str]:
         parent.log_params({"seed": 0, "text.source": "embedded", "text.subset": None})
         for layer, scale in (("layer10", 1.0), ("layer9", 0.5)):
             run_id = add_layer(store, parent, layer, metrics(3, scale), train__epochs=3)
-            store.reopen(run_id).log_epoch(0, {"ce_loss_recovered": 0.875})
+            store.reopen(run_id).log_metrics(0, {"ce_loss_recovered": 0.875})
         broken = metrics(2) | {"total_loss": [0.81, math.nan]}
         run_id = add_layer(store, parent, "layer20", broken, status="FAILED", train__epochs=3)
         store.reopen(run_id).tag({"sae.failure": "OutOfMemoryError: no room"})

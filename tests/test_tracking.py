@@ -28,9 +28,9 @@ def experiment(store, request, tmp_path, monkeypatch):
 
 def test_epochs_are_steps_counted_from_one_and_there_at_once(store, experiment):
     run = store.open_run(experiment, "r", {"sae.role": "layer"})
-    run.log_epoch(1, {"fvu": 0.5, "l0_norm": 32})
+    run.log_metrics(1, {"fvu": 0.5, "l0_norm": 32})
     assert list(store.history(run.run_id, ["fvu"])) == [("fvu", 1, 0.5)]
-    run.log_epoch(2, {"fvu": 0.25, "l0_norm": 31})
+    run.log_metrics(2, {"fvu": 0.25, "l0_norm": 31})
     assert list(store.history(run.run_id, ["l0_norm", "fvu", "missing"])) == [
         ("l0_norm", 1, 32.0),
         ("l0_norm", 2, 31.0),
@@ -41,9 +41,9 @@ def test_epochs_are_steps_counted_from_one_and_there_at_once(store, experiment):
 
 def test_of_an_epoch_logged_twice_the_last_counts(store, experiment):
     run = store.open_run(experiment, "r", {})
-    run.log_epoch(1, {"fvu": 0.5})
+    run.log_metrics(1, {"fvu": 0.5})
     time.sleep(0.002)  # MLflow keeps both where the milliseconds differ
-    run.log_epoch(1, {"fvu": 0.4})
+    run.log_metrics(1, {"fvu": 0.4})
     assert list(store.history(run.run_id, ["fvu"])) == [("fvu", 1, 0.4)]
 
 

@@ -80,4 +80,4 @@ def _log(store: Store, settings: Settings, row: Row, evaluation: Evaluation) -> 
         folder = Path(scratch)
         write_density(evaluation, folder, model=settings.model.label, layer=row.layer)
         run.log_folder(folder, EVALUATION_FOLDER)
-    run.log_epoch(settings.train.epochs, evaluation.metrics)
+    run.log_metrics(settings.train.epochs, evaluation.metrics)

@@ -221,7 +221,7 @@ def _evaluate_group(
 def _log(store: Store, trained: _Trained, evaluation: Evaluation, cards: Sequence[Card]) -> None:
     row, run = trained.row, store.reopen(trained.row.run_id)
     # beside the last epoch's values: what was evaluated is the SAE as it was then
-    run.log_epoch(trained.settings.train.epochs, evaluation.metrics)
+    run.log_metrics(trained.settings.train.epochs, evaluation.metrics)
     with TemporaryDirectory() as scratch:
         folder, note = Path(scratch), describe([row])
         write_density(evaluation, folder, model=row.model, layer=row.layer, note=note)

@@ -42,20 +42,12 @@ class Logbook:
         """Log what the store lacks of a record."""
         match record:
             case EpochRecord():
-                metrics = record.metrics | self._best(record.epoch)
-                if lacking := self._lacking(record.epoch, metrics):
-                    self._run.log_epoch(record.epoch, lacking, record.made_at)
-                    self.mirror.log(record.epoch, lacking, record.made_at)
+                step, metrics = record.epoch, record.metrics | self._best(record.epoch)
             case WithinEpochRecord():
-                metrics = within_epoch(record.metrics)
-                if lacking := self._lacking(record.tokens, metrics):
-                    parts = {
-                        key: value
-                        for key, value in record.metrics.items()
-                        if within_epoch({key: value}).keys() <= lacking.keys()
-                    }
-                    self._run.log_within_epoch(record.tokens, parts, record.made_at)
-                    self.mirror.log(record.tokens, lacking, record.made_at)
+                step, metrics = record.tokens, within_epoch(record.metrics)
+        if lacking := self._lacking(step, metrics):
+            self._run.log_metrics(step, lacking, record.made_at)
+            self.mirror.log(step, lacking, record.made_at)
 
     def facts(self) -> dict[str, Any]:
         """As JSON can hold them."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
-from sae_mlflow.tracking.contents import DIGEST_LENGTH, FAILURE_TAG, within_epoch
+from sae_mlflow.tracking.contents import DIGEST_LENGTH, FAILURE_TAG
 from sae_mlflow.tracking.operations import Operation, apply, now
 
 _NOTE_LIMIT = 8_000  # MLflow cuts a longer tag without a word
@@ -56,23 +56,18 @@ class OpenRun:
     def log_params(self, params: Mapping[str, object]) -> None:
         self._do("params", params={key: param_text(value) for key, value in params.items()})
 
-    def log_epoch(
-        self, epoch: int, metrics: Mapping[str, float], made_at: int | None = None
+    def log_metrics(
+        self, step: int, metrics: Mapping[str, float], made_at: int | None = None
     ) -> None:
-        """One value per metric, step = epoch (from 1); visible in the UI at once.
+        """One value per metric, visible in the UI at once.
 
         Args:
+            step: the epoch, from 1; of metrics of a part of an epoch, training tokens.
             made_at: when they were, in milliseconds since 1970; unset means now. Logged again
                 with the same, they stand once.
         """
         at = now() if made_at is None else made_at
-        self._do("metrics", metrics=[(key, float(v), at, epoch) for key, v in metrics.items()])
-
-    def log_within_epoch(
-        self, tokens: int, metrics: Mapping[str, float], made_at: int | None = None
-    ) -> None:
-        """Metrics of a part of an epoch, under keys of their own; step = training tokens."""
-        self.log_epoch(tokens, within_epoch(metrics), made_at)
+        self._do("metrics", metrics=[(key, float(v), at, step) for key, v in metrics.items()])
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         self._do("file", path, folder=folder)
