@@ -85,11 +85,8 @@ def _sums_file(folder: Path) -> Path:
 
 
 def _sum_of(file: Path) -> str:
-    digest = xxh3_64()
     with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(opened, xxh3_64).hexdigest()
 
 
 def _build(asset: Asset, folder: Path, convert: Callable[[Path, Path], None] | None) -> None:

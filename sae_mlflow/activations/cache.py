@@ -101,6 +101,22 @@ def _hookpoints(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: naming.layer_order(naming.layer_label(name))))
 
 
+def named_entries(keys: Collection[str]) -> list[CacheEntry]:
+    """All entries, the latest used first, once it is known that the named ones are among them.
+
+    Raises:
+        UserError: there is no entry of a given key.
+    """
+    entries = list_cache()
+    unknown = sorted(set(keys) - {entry.key for entry in entries})
+    if unknown:
+        raise UserError(
+            f"No cached activations {unknown[0]!r}. There are: "
+            f"{known([entry.key for entry in entries])}."
+        )
+    return entries
+
+
 def prune_cache(
     keys: Collection[str] = (), *, older_than_days: float | None = None, everything: bool = False
 ) -> int:
@@ -116,13 +132,7 @@ def prune_cache(
     Raises:
         UserError: there is no entry of a given key.
     """
-    entries = list_cache()
-    unknown = set(keys) - {entry.key for entry in entries}
-    if unknown:
-        raise UserError(
-            f"No cached activations {sorted(unknown)[0]!r}. There are: "
-            f"{known([entry.key for entry in entries])}."
-        )
+    entries = named_entries(keys)
     before = -math.inf if older_than_days is None else time.time() - older_than_days * 86_400
     return sum(
         _delete(entry)

@@ -16,7 +16,7 @@ from sae_mlflow.activations.checksums import (
     check_windows,
     read_header,
 )
-from sae_mlflow.errors import UserError, known
+from sae_mlflow.errors import known
 
 _FACTS = ("format", "model", "text", "tokens")
 
@@ -48,13 +48,9 @@ def verify_cache(keys: Collection[str] = ()) -> Iterator[Checked]:
     Raises:
         UserError: there is no entry of a given key.
     """
-    entries = [entry.key for entry in cache.list_cache()]
-    unknown = sorted(set(keys) - set(entries))
-    if unknown:
-        raise UserError(f"No cached activations {unknown[0]!r}. There are: {known(entries)}.")
-    for key in entries:
-        if not keys or key in keys:
-            yield from _verify(cache.activations_folder() / key)
+    for entry in cache.named_entries(keys):
+        if not keys or entry.key in keys:
+            yield from _verify(cache.activations_folder() / entry.key)
 
 
 def _verify(folder: Path) -> Iterator[Checked]:

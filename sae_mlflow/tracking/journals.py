@@ -61,10 +61,7 @@ def others(uri: str) -> Iterator[tuple[str, int]]:
     for folder in sorted(root.iterdir()) if root.is_dir() else ():
         if folder != own and (folder / _STORE_FILE).is_file():
             shown = json.loads((folder / _STORE_FILE).read_text(encoding="utf-8"))["store"]
-            waiting = 0
-            for process in _processes(folder):
-                waiting += _waiting(process)
-            if waiting:
+            if waiting := sum(map(_waiting, _processes(folder))):
                 yield shown, waiting
 
 
