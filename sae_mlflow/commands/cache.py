@@ -51,14 +51,14 @@ def cache_verify(
     n_checked = n_bytes = 0
     for checked in verify_cache(keys or []):
         for line in _lines(checked):
-            typer.echo(line)
+            say(line)
         if checked.damage and checked.key not in bad:
             bad.append(checked.key)
         n_checked += bool(checked.hookpoint)
         n_bytes += checked.bytes
-    typer.echo(f"{n_checked} hookpoints checked, {in_units(n_bytes)}; {len(bad)} bad entries")
+    say(f"{n_checked} hookpoints checked, {in_units(n_bytes)}; {len(bad)} bad entries")
     if bad:
-        typer.echo(f"To collect them anew: sae-mlflow cache prune {' '.join(bad)}")
+        say(f"To collect them anew: sae-mlflow cache prune {' '.join(bad)}")
         raise typer.Exit(EXIT_SOME_BAD)
 
 

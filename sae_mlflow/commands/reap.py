@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from sae_mlflow.commands.cli import TRACKING_URI
+from sae_mlflow.terminal import say
 
 
 def reap_command(
@@ -34,11 +35,11 @@ def reap_command(
     find = dead_runs if dry_run else reap
     found = find(store, experiment_id, stale_minutes * 60)
     for dead in found:
-        typer.echo(f"{'dead' if dry_run else 'KILLED'}  {told(dead)}")
+        say(f"{'dead' if dry_run else 'KILLED'}  {told(dead)}")
     for run in unrecorded_runs(store, experiment_id):
-        typer.echo(
+        say(
             f"left    {run.name} ({run.run_id}): it says RUNNING, but not which process has it. "
             "If none does, set its status in the MLflow UI."
         )
     verb = "would be closed" if dry_run else "closed"
-    typer.echo(f"{len(found)} {'run' if len(found) == 1 else 'runs'} {verb} in {experiment}")
+    say(f"{len(found)} {'run' if len(found) == 1 else 'runs'} {verb} in {experiment}")

@@ -2,10 +2,9 @@
 
 from typing import Annotated
 
-import typer
-
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.errors import OutOfReach
+from sae_mlflow.terminal import say
 
 
 def sync_command(tracking_uri: Annotated[str, TRACKING_URI] = "") -> None:
@@ -22,11 +21,11 @@ def sync_command(tracking_uri: Annotated[str, TRACKING_URI] = "") -> None:
     store = Store(tracking_uri or None)
     running = in_use(store.uri)
     delivered, waiting = deliver_leftovers(store.uri, Display())
-    typer.echo(f"{delivered} entries delivered to {store.shown_uri}")
+    say(f"{delivered} entries delivered to {store.shown_uri}")
     if running:
-        typer.echo(f"left alone: the journals of {running} trainings that still run")
+        say(f"left alone: the journals of {running} trainings that still run")
     for address, entries in others(store.uri):
-        typer.echo(f"{entries} entries wait for {address}: give it with --tracking-uri")
+        say(f"{entries} entries wait for {address}: give it with --tracking-uri")
     if waiting:
         raise OutOfReach(
             f"{waiting} entries still wait for {store.shown_uri}. "
