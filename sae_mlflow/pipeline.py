@@ -89,7 +89,7 @@ def run_training(
     with delivered(store, display, settings.tracking.wait_seconds):
         with clock.stage("store"):
             experiment, experiment_id = choose_experiment(store, settings, experiment_name)
-            finished = finished_parents(store, experiment_id)
+            finished = finished_parents(store, experiment_id) if resume else set()
             deliver_leftovers(store.uri, display)
             with optional(display, "Trainings that died weren't looked for"):
                 for dead in reap(store, experiment_id):
