@@ -13,6 +13,7 @@ from sae_mlflow.config import load_settings, parse_set
 from sae_mlflow.errors import UserError
 from sae_mlflow.stopping import Stopped, Stopping
 from sae_mlflow.terminal import say
+from sae_mlflow.tracking.contents import FAILURE_TAG
 from sae_mlflow.tracking.reach import hide_password
 
 EXIT_SOME_STOPPED = 1
@@ -131,5 +132,5 @@ def _tag_launcher(error: UserError) -> None:
     say(f"error: {error}", sys.stderr)  # before mlflow's slow import
     from sae_mlflow.tracking.launcher import tag_launcher
 
-    tag_launcher({"sae.failure": str(error)})
+    tag_launcher({FAILURE_TAG: str(error)})
     raise SystemExit(2)

@@ -14,6 +14,7 @@ from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.errors import OutOfReach, UserError
 from sae_mlflow.stopping import Stopping
 from sae_mlflow.terminal import shown
+from sae_mlflow.tracking.contents import FAILED, KILLED
 
 if TYPE_CHECKING:  # rich takes a tenth of a second to import, mlflow two
     from rich.console import Console
@@ -107,7 +108,7 @@ def watch_command(
             trainings = _follow(store, watch, console, every, board)
     else:
         trainings = _follow(store, watch, console, every)
-    if any(training.status in ("FAILED", "KILLED") for training in trainings):
+    if any(training.status in (FAILED, KILLED) for training in trainings):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 

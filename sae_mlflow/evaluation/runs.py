@@ -34,6 +34,7 @@ from sae_mlflow.tracking.contents import (
     CONFIG_FILE,
     DIGEST_LENGTH,
     EVALUATION_FOLDER,
+    FINISHED,
     ROLE_LAYER,
     ROLE_SWEEP,
     SAE_FOLDER,
@@ -87,7 +88,7 @@ def rows_of_run(store: Store, run_id: str) -> list[RunRow]:
     rows = [row] if role == ROLE_LAYER else []
     if role == ROLE_SWEEP:
         rows = store.layer_runs(row.experiment_id, parent_id=run_id, finished=False)
-    finished = [each for each in rows if each.status == "FINISHED"]
+    finished = [each for each in rows if each.status == FINISHED]
     if rows and not finished:
         raise UserError(
             f"Run {run_id} ({row.name}) is {rows[0].status}: only finished runs have an SAE to "

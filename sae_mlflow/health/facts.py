@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+from sae_mlflow.tracking.contents import FINISHED, RUNNING
 
 _K_CODES = ("topk", "batchtopk", "matryoshka")
 

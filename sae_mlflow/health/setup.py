@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 from sae_mlflow.config_health import HealthSettings
 from sae_mlflow.health.curves import Curves
-from sae_mlflow.health.facts import FAILED, KILLED, Facts
+from sae_mlflow.health.facts import Facts
 from sae_mlflow.health.finding import Finding
 from sae_mlflow.schedule import default_learning_rate
+from sae_mlflow.tracking.contents import FAILED, KILLED
 
 
 def giant_norms(curves: Curves, facts: Facts, thresholds: HealthSettings) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from sae_mlflow.health.check import check
 from sae_mlflow.health.curves import History
 from sae_mlflow.health.facts import facts_of
 from sae_mlflow.health.finding import HEALTH_FILE, Verdict
-from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP
+from sae_mlflow.tracking.contents import FAILURE_TAG, ROLE_LAYER, ROLE_SWEEP
 
 if TYPE_CHECKING:  # at run time it would import mlflow
     from sae_mlflow.tracking.contents import RunRow
@@ -29,7 +29,7 @@ _MOST_EPOCHS = 1_000_000  # a larger step is none, and a list up to it would tak
 
 def judge_run(store: "Store", row: "RunRow") -> Verdict:
     """A layer run's health, by the thresholds that it was trained with."""
-    failure = row.tags.get("sae.failure", "")
+    failure = row.tags.get(FAILURE_TAG, "")
     facts = facts_of(row.params, row.metrics, row.status, failure)
     return check(stored_history(store, row), facts, thresholds_of(row))
 

@@ -9,7 +9,7 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.health.stored import judge_run
 from sae_mlflow.history import restored
 from sae_mlflow.plots.pages import RunLink, run_links
-from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP
+from sae_mlflow.tracking.contents import FINISHED, ROLE_LAYER, ROLE_SWEEP
 
 if TYPE_CHECKING:  # pandas and mlflow take seconds to import
     import pandas as pd
@@ -17,8 +17,6 @@ if TYPE_CHECKING:  # pandas and mlflow take seconds to import
     from sae_mlflow.health.finding import Verdict
     from sae_mlflow.tracking.contents import RunRow
     from sae_mlflow.tracking.store import Store
-
-FINISHED = "FINISHED"
 
 FINAL_METRICS: Mapping[str, tuple[str, ...]] = {
     "FVU": ("val_fvu", "fvu"),

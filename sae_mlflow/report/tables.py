@@ -11,6 +11,7 @@ from sae_mlflow.plots.numbers import number_text
 from sae_mlflow.report.contents import FINAL_METRICS, Contents, Final, LayerRun
 from sae_mlflow.report.markup import Html, cell, element, joined, number, run_link, table, text
 from sae_mlflow.report.settings import UNSET, differing_settings, shared_settings
+from sae_mlflow.tracking.contents import FAILURE_TAG
 
 SYMBOLS = {"ok": "✓", "warning": "▼", "failed": "✗"}
 """Apart in shape as well as in colour; the last two as in pictures."""
@@ -68,7 +69,7 @@ def findings_table(contents: Contents, anchors: Anchors) -> Html:
 def failures(contents: Contents) -> Iterator[Html]:
     """Why runs have failed, where no finding says so."""
     for run in contents.runs:
-        reason = run.row.tags.get("sae.failure", "")
+        reason = run.row.tags.get(FAILURE_TAG, "")
         if reason and not any(finding.code == "run_failed" for finding in run.verdict.findings):
             words_of_it = f" {run.row.status.lower()}: {reason[:_LONGEST_REASON]}"
             yield element("p", joined([element("b", run.label), words_of_it]))

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from sae_mlflow.errors import UserError
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.runs.heartbeat import heartbeat
+from sae_mlflow.tracking.contents import KILLED
 from sae_mlflow.tracking.open_run import OpenRun
 
 
@@ -20,7 +21,7 @@ def recorded(run: OpenRun) -> Iterator[OpenRun]:
         with heartbeat(run):
             yield run
     except KeyboardInterrupt:
-        run.fail("interrupted", "KILLED")
+        run.fail("interrupted", KILLED)
         raise
     except Exception as error:
         run.fail(str(error) or type(error).__name__)

@@ -6,11 +6,12 @@ from dataclasses import replace
 from torch import Tensor
 
 from sae_mlflow.health.check import check
-from sae_mlflow.health.facts import FINISHED, RUNNING, facts_of
+from sae_mlflow.health.facts import facts_of
 from sae_mlflow.health.finding import Finding, Verdict, words
 from sae_mlflow.health.stored import judge_run, record
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import SAE
+from sae_mlflow.tracking.contents import FINISHED, RUNNING
 from sae_mlflow.tracking.open_run import OpenRun
 
 STOPPED = "health.on_failure=stop"

@@ -4,11 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sae_mlflow.runs.heartbeat import STALE_SECONDS
-from sae_mlflow.tracking.contents import RunRow
+from sae_mlflow.tracking.contents import RUNNING, RunRow
 from sae_mlflow.tracking.process import is_recorded, last_heartbeat, why_dead
 from sae_mlflow.tracking.store import Store
-
-_RUNNING = "RUNNING"
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def reap(store: Store, experiment_id: str, stale_seconds: float = STALE_SECONDS)
     reaped = []
     for dead in dead_runs(store, experiment_id, stale_seconds):
         now = store.run(dead.run.run_id)
-        if now.status == _RUNNING and now.tags == dead.run.tags:
+        if now.status == RUNNING and now.tags == dead.run.tags:
             beat = last_heartbeat(now.tags)
             ended = int(beat.timestamp() * 1000) if beat else None
             store.close_dead(now.run_id, dead.reason, ended)
@@ -65,7 +63,7 @@ def told(dead: DeadRun) -> str:
 def _running(store: Store, experiment_id: str) -> Iterator[RunRow]:
     yield from store.parent_runs(experiment_id, running=True)
     yield from store.layer_runs(
-        experiment_id, finished=False, also=f"attributes.status = '{_RUNNING}'"
+        experiment_id, finished=False, also=f"attributes.status = '{RUNNING}'"
     )
 
 

@@ -25,9 +25,12 @@ from sae_mlflow.tracking.contents import (
     BEST_METRICS,
     EVALUATED,
     EVALUATION_METRICS,
+    FAILED,
     FAILURE_TAG,
+    FINISHED,
     ROLE_LAYER,
     ROLE_SWEEP,
+    RUNNING,
     WITHIN_EPOCH,
     RunRow,
 )
@@ -37,7 +40,6 @@ from sae_mlflow.tracking.process import is_recorded, why_dead
 from sae_mlflow.tracking.store import Store
 
 AUTO = "auto"
-FINISHED = "FINISHED"
 
 
 def finished_parents(store: Store, experiment_id: str) -> set[str]:
@@ -61,8 +63,8 @@ def find_parent(training: Training, resume: str | None, finished: Set[str]) -> R
         return None
     if resume != AUTO:
         return _named(training, resume, finished)
+    wanted = number_settings(training.settings)
     for row in training.store.parent_runs(training.experiment_id, running=False):
-        wanted = number_settings(training.settings)
         if row.run_id in finished or any(row.params.get(k) != v for k, v in wanted.items()):
             continue
         if _is_trained(training.settings, row):
@@ -165,7 +167,7 @@ def _hold(settings: Settings, run_id: str) -> FileLock:
 
 def _is_trained(settings: Settings, row: RunRow) -> bool:
     """Whether another process is at it, here or, by its sign of life, on another host."""
-    running = row.status == "RUNNING" and is_recorded(row.tags)
+    running = row.status == RUNNING and is_recorded(row.tags)
     alive = running and why_dead(row.tags, STALE_SECONDS) is None
     return alive or _is_held(settings, row.run_id)
 
@@ -187,7 +189,7 @@ def finished_layer(training: Training, acts: LayerActivations) -> Row | None:
     row = training.earlier.get(acts.site.label)
     if row is None:
         return None
-    stopped = row.status == "FAILED" and row.tags.get(FAILURE_TAG, "").startswith(STOPPED)
+    stopped = row.status == FAILED and row.tags.get(FAILURE_TAG, "").startswith(STOPPED)
     if row.status != FINISHED and not stopped:
         return None
     training.display.say(f"{row.layer} has been trained: run {row.run_id}")

@@ -12,6 +12,9 @@ ROLE_SWEEP = "sweep"
 ROLE_LAYER = "layer"
 ROLE_COMPARISON = "comparison"
 
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+"""A run's statuses, in MLflow's words."""
+
 FAILURE_TAG = "sae.failure"
 """Why a run ended before its time."""
 

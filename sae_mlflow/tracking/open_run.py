@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
-from sae_mlflow.tracking.contents import DIGEST_LENGTH, FAILURE_TAG
+from sae_mlflow.tracking.contents import DIGEST_LENGTH, FAILED, FAILURE_TAG, FINISHED
 from sae_mlflow.tracking.operations import Operation, apply, now
 
 _NOTE_LIMIT = 8_000  # MLflow cuts a longer tag without a word
@@ -104,7 +104,7 @@ class OpenRun:
             markdown = lines + end
         self.tag({mlflow_tags.MLFLOW_RUN_NOTE: markdown})
 
-    def finish(self, status: str = "FINISHED", at: int | None = None) -> None:
+    def finish(self, status: str = FINISHED, at: int | None = None) -> None:
         """Close the run: `FINISHED`, `FAILED` or `KILLED`.
 
         Args:
@@ -112,7 +112,7 @@ class OpenRun:
         """
         self._do("status", status=status, at=now() if at is None else at)
 
-    def fail(self, reason: str, status: str = "FAILED") -> None:
+    def fail(self, reason: str, status: str = FAILED) -> None:
         self.tag({FAILURE_TAG: reason[:5_000]})
         self.finish(status)
 

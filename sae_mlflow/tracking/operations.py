@@ -23,7 +23,7 @@ from mlflow.utils import mlflow_tags
 
 from sae_mlflow.disk import is_full
 from sae_mlflow.secrets import without_secrets
-from sae_mlflow.tracking.contents import FAILURE_TAG
+from sae_mlflow.tracking.contents import FAILURE_TAG, RUNNING
 
 JOURNAL_ID = "sae.journal_id"
 TASK = "task"
@@ -124,7 +124,7 @@ def apply(client: MlflowClient, operation: Operation, *, again: bool = False) ->
         case "resume":
             if FAILURE_TAG in client.get_run(run_id).data.tags:
                 client.delete_tag(run_id, FAILURE_TAG)
-            client.update_run(run_id, status="RUNNING")
+            client.update_run(run_id, status=RUNNING)
         case "status":
             client.set_terminated(run_id, body["status"], body["at"])
         case _:

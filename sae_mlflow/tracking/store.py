@@ -17,7 +17,7 @@ from PIL import Image
 
 from sae_mlflow.errors import UserError
 from sae_mlflow.naming import PLOTS_FOLDER
-from sae_mlflow.tracking.contents import FAILURE_TAG, ROLE_COMPARISON, RunRow
+from sae_mlflow.tracking.contents import FAILURE_TAG, KILLED, ROLE_COMPARISON, RunRow
 from sae_mlflow.tracking.open_run import Direct, OpenRun, Outlet
 from sae_mlflow.tracking.operations import Operation, new_pending_id, now
 from sae_mlflow.tracking.reader import StoreReader
@@ -93,7 +93,7 @@ class Store(StoreReader):
         """
         run = self.reopen(run_id)
         run.tag({FAILURE_TAG: reason})
-        run.finish("KILLED", ended)
+        run.finish(KILLED, ended)
 
     def comparison_run(self, experiment_id: str, model: str) -> OpenRun:
         """The run that holds a model's plots over several parents; one per model."""

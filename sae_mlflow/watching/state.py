@@ -10,13 +10,13 @@ from sae_mlflow import naming
 from sae_mlflow.errors import UserError
 from sae_mlflow.health.finding import REASONS_TAG, STATUS_TAG
 from sae_mlflow.health.stored import judge_run
-from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP
+from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP, RUNNING
 
 if TYPE_CHECKING:  # at run time it would import mlflow
     from sae_mlflow.tracking.contents import RunRow
     from sae_mlflow.tracking.store import Store
 
-WAITING, RUNNING = "WAITING", "RUNNING"
+WAITING = "WAITING"
 FIGURES = ("total_loss", "val_fvu", "l0_norm", "dead_fraction")
 
 

@@ -11,13 +11,14 @@ from sae_mlflow.errors import known
 from sae_mlflow.health.finding import parse_reasons, shown
 from sae_mlflow.history import STORED_INFINITY
 from sae_mlflow.terminal import plain
-from sae_mlflow.watching.state import RUNNING, WAITING, LayerState, TrainingState
+from sae_mlflow.tracking.contents import FAILED, FINISHED, KILLED, RUNNING
+from sae_mlflow.watching.state import WAITING, LayerState, TrainingState
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH, _NARROW_WIDTH = 16, 8  # of a sparkline, in characters
 _REASON_LINES = 6
 _WIDE = 100  # columns of a terminal that leave room for the wide one
-_COLOURS = {"FINISHED": "green", "FAILED": "red", "KILLED": "red", RUNNING: "cyan", WAITING: "dim"}
+_COLOURS = {FINISHED: "green", FAILED: "red", KILLED: "red", RUNNING: "cyan", WAITING: "dim"}
 _HEALTH_COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 
