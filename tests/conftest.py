@@ -1,18 +1,16 @@
 """What several tests need: a tiny language model made on the spot, a text, and caches."""
 
 import os
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
 import pytest
+from faults.postgres import PROGRAMS, Postgres
+from faults.tiny import make_model, make_text, tiny_data
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a test file a process: more threads would only wait
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-WORDS = [f"word{i}" for i in range(200)]
-SPECIAL = ["<|endoftext|>", "<unk>"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -75,58 +73,25 @@ def in_threads() -> Iterator[Callable]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random Llama of 4 blocks, d_model 32, and a tokenizer of whole words.
-
-    Token 0 is `<|endoftext|>`, 1 is `<unk>`, and `word7` is token 9.
-    """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(SPECIAL) + len(WORDS),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    )
-    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    word_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def word_tokenizer(bos: bool = False):
-    """A tokenizer whose tokens are words; with `bos` it begins every text with `<s>`."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    special = [*SPECIAL, "<s>"] if bos else SPECIAL
-    vocab = {word: i for i, word in enumerate([*special, *WORDS])}
-    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if bos:
-        backend.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
-        )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        unk_token="<unk>",
-        eos_token="<|endoftext|>",
-        bos_token="<s>" if bos else None,
-    )
+    """A folder with the language model of `make_model`."""
+    return make_model(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A .txt file of 400 paragraphs, 5 to 40 words each."""
-    rng = random.Random(0)
-    paragraphs = [" ".join(rng.choices(WORDS, k=rng.randint(5, 40))) for _ in range(400)]
-    file = tmp_path_factory.mktemp("text") / "tiny.txt"
-    file.write_text("\n\n".join(paragraphs), encoding="utf-8")
-    return file
+    """The text of `make_text`."""
+    return make_text(tmp_path_factory.mktemp("text") / "tiny.txt")
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    """A database of a module's own; skipped where there is none, except where that may not be."""
+    if not (PROGRAMS or os.environ.get("SAE_MLFLOW_POSTGRES") == "1"):
+        pytest.skip("needs Debian's package `postgresql`")
+    database = Postgres()
+    database.start()
+    yield database
+    database.remove()
 
 
 @pytest.fixture
@@ -135,12 +100,7 @@ def tiny_settings(tiny_model: Path, text_file: Path) -> Callable[..., "object"]:
     from sae_mlflow.config import Settings, parse_set
 
     def make(*overrides: str) -> Settings:
-        data: dict = {
-            "model": {"name": str(tiny_model), "layers": [1, 2], "device": "cpu"},
-            "text": {"source": str(text_file), "tokens": 4096, "context": 32},
-            "sae": {"k": 4},
-            "train": {"batch_tokens": 128, "epochs": 2},
-        }
+        data = tiny_data(tiny_model, text_file)
         for key, value in parse_set(" ".join(overrides)).items():
             section, name = key.split(".")
             data.setdefault(section, {})[name] = value

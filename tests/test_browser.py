@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 import pytest
 from browser import Tab, chromium
-from tracking_server import TrackingServer
+from faults.tracking_server import TrackingServer
 
 from sae_mlflow.config import Settings
 from sae_mlflow.pipeline import run_training

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import xxhash
-from full_disk import small_disk
+from faults.full_disk import small_disk
 from test_activations import filled, planned, windows_of
 
 from sae_mlflow.activations import cache

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from full_disk import small_disk
+from faults.full_disk import small_disk
 from safetensors.torch import load_file
 from synthetic import Synthetic, World
 

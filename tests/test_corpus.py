@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import WORDS, word_tokenizer
+from faults.tiny import WORDS, word_tokenizer
 
 from sae_mlflow.config import TextSettings
 from sae_mlflow.errors import UserError

@@ -7,10 +7,10 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from full_disk import small_disk
+from faults.full_disk import small_disk
+from faults.outages import each_once
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from outages import each_once
 from PIL import Image
 
 from sae_mlflow.errors import UserError

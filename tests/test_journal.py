@@ -7,8 +7,8 @@ import sys
 import time
 
 import pytest
+from faults.full_disk import small_disk
 from filelock import Timeout
-from full_disk import small_disk
 
 from sae_mlflow.tracking.journal import Journal
 from sae_mlflow.tracking.journals import leftovers, new_journal, others

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import word_tokenizer
+from faults.tiny import word_tokenizer
 from safetensors.torch import load_file, save_file
 
 from sae_mlflow.config import ModelSettings, Settings

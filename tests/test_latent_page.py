@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from conftest import word_tokenizer
+from faults.tiny import word_tokenizer
 from spliced_models import D_MODEL, tiny_lm
 
 from sae_mlflow.errors import UserError

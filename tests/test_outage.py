@@ -7,13 +7,20 @@ against the rows of the database.
 import re
 import signal
 import sqlite3
-import time
-from types import SimpleNamespace
 
 import pytest
-from outages import TrainingProcess, each_once, refused_port, synced
-from postgres import Postgres, need_postgres
-from tracking_server import TrackingServer
+from faults.outages import (
+    HOWS,
+    STAGES,
+    TrainingProcess,
+    away,
+    each_once,
+    in_database,
+    refused_port,
+    synced,
+    undisturbed,
+)
+from faults.tracking_server import TrackingServer
 
 from sae_mlflow.history import read_history
 from sae_mlflow.pipeline import run_training
@@ -23,15 +30,6 @@ from sae_mlflow.tracking.store import Store
 LAYERS = ("layer1", "layer2", "layer3")
 SECRET = "hunter2"
 EPOCHS = 20
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    need_postgres()
-    database = Postgres()
-    database.start()
-    yield database
-    database.remove()
 
 
 @pytest.fixture(scope="module")
@@ -57,22 +55,6 @@ def settings(tiny_settings, tmp_path):
     return make
 
 
-def in_database(postgres, experiment):
-    """What stands there, each metric's step once."""
-    where = f"JOIN experiments e USING (experiment_id) WHERE e.name = '{experiment}'"
-    runs = postgres.query(f"SELECT r.name, r.status, r.run_uuid FROM runs r {where}")
-    assert len({name for name, *_ in runs}) == len(runs)
-    where = f"JOIN runs r USING (run_uuid) {where}"
-    metrics = postgres.query(f"SELECT r.name, m.key, m.step, m.value FROM metrics m {where}")
-    tags = postgres.query(f"SELECT r.name, t.key, t.value FROM tags t {where}")
-    return SimpleNamespace(
-        metrics=each_once(metrics),
-        tags=each_once(tags),
-        status={name: status for name, status, _ in runs},
-        run_ids={name: run_id for name, _, run_id in runs},
-    )
-
-
 def check_complete(found, training_settings, uri, tmp_path, postgres):
     """The store holds what the training wrote to files, and what an undisturbed one logs."""
     names = ["tiny-llama", *(f"tiny-llama_{layer}" for layer in LAYERS)]
@@ -87,9 +69,9 @@ def check_complete(found, training_settings, uri, tmp_path, postgres):
     assert all(run_id in note for name, run_id in found.run_ids.items() if name != "tiny-llama")
     pending = [key for key, value in found.tags.items() if "-pending" in value]
     assert {key for _, key in pending} <= {"sae.journal_id"}
-    undisturbed = undisturbed_metrics(training_settings, tmp_path)
-    assert set(found.metrics) == set(undisturbed)
-    for key, value in undisturbed.items():
+    expected = undisturbed(training_settings, tmp_path)
+    assert set(found.metrics) == set(expected)
+    for key, value in expected.items():
         if not re.search("per_second", key[1]):
             assert found.metrics[key] == pytest.approx(value, rel=1e-2, abs=1e-4), key
 
@@ -101,17 +83,6 @@ def check_pictures(store, run_ids):
         images = [file.path for file in store._client.list_artifacts(run_id, "images")]
         steps = [path.split("+")[2] for path in images if path.endswith(".png")]
         assert len(steps) == len(set(steps)) >= (name != "tiny-llama")
-
-
-def undisturbed_metrics(training_settings, tmp_path):
-    plain = training_settings.model_copy(update={"experiment": "undisturbed"})
-    training = run_training(plain, Display(), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    store, values = training.store, {}
-    rows = store.layer_runs(training.experiment_id)
-    for row in rows:
-        for key, step, value in store.history(row.run_id, list(row.metrics)):
-            values[row.name, key, step] = value
-    return values
 
 
 def test_what_is_logged_while_the_store_is_away_is_delivered_in_order_and_once(
@@ -147,7 +118,7 @@ def test_what_is_logged_while_the_store_is_away_is_delivered_in_order_and_once(
     assert re.search(r"[1-9]\d* entries delivered", synced(uri, tmp_path))
     assert not [file for file in own_state.rglob("*") if file.name == "entries"]
     assert "\n0 entries delivered" in "\n" + synced(uri, tmp_path)
-    found = in_database(postgres, "outage")
+    found = in_database(postgres.query, "outage")
     check_complete(found, ours, server.uri, tmp_path, postgres)
 
 
@@ -186,29 +157,15 @@ def test_what_a_killed_training_left_is_delivered_by_the_next_into_its_store(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["stopped", "killed", "its database restarted"])
-@pytest.mark.parametrize(
-    "stage", ["Reading 8,192 tokens", "layer1  epoch 4/", "layer1  epoch 20/", "Evaluating on"]
-)
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("stage", STAGES)
 def test_thirty_seconds_without_a_store_lose_nothing_at_any_stage(
     stage, how, settings, server, postgres, tmp_path, one_thread
 ):
-    experiment = f"{stage} {how}"
-    ours = settings(experiment)
+    ours = settings(f"{stage} {how}")
     training = TrainingProcess(tmp_path, ours, server.uri)
-    training.until(stage)
-    match how:
-        case "stopped":
-            server.stop(signal.SIGTERM)
-        case "killed":
-            server.stop(signal.SIGKILL)
-        case _:
-            postgres.kill()
-    time.sleep(30)
-    if how.startswith("its"):
-        postgres.start()
-    else:
-        server.start()
+    away(training, server, postgres, stage, how, seconds=30)
     assert training.end() == 0, training.output
     synced(server.uri, tmp_path)
-    check_complete(in_database(postgres, experiment), ours, server.uri, tmp_path, postgres)
+    found = in_database(postgres.query, ours.experiment)
+    check_complete(found, ours, server.uri, tmp_path, postgres)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tracking_server import TrackingServer
+from faults.tracking_server import TrackingServer
 
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display

@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from browser import Tab, chromium
+from faults.tracking_server import TrackingServer
 from plot_store import add_layer, add_parent, history
 from pypdf import PdfReader
-from tracking_server import TrackingServer
 
 from sae_mlflow.plots.style import load_style
 from sae_mlflow.report.build import report_html

@@ -11,33 +11,23 @@ from contextlib import suppress
 
 import pytest
 import torch
-from full_disk import small_disk
-from killed_trainings import Home, assert_the_same
+from faults.full_disk import small_disk
+from faults.killed_trainings import (
+    LATE_MOMENTS,
+    Home,
+    assert_the_same,
+    in_an_epoch,
+    killed_data,
+    ten_moments,
+    writing_a_checkpoint,
+)
 
 from sae_mlflow.checkpoint import read_checkpoint, save_checkpoint
-
-EPOCHS = 8
 
 
 @pytest.fixture(scope="module")
 def data(tiny_model, text_file):
-    """Epochs of 28 steps, in parts of 8, with checkpoints every 50 ms."""
-    return {
-        "experiment": "tiny",
-        "model": {"name": str(tiny_model), "layers": [1, 2], "device": "cpu"},
-        "text": {"source": str(text_file), "tokens": 4096, "context": 32},
-        "sae": {"k": 4, "d_sae": 256},
-        "train": {
-            "batch_tokens": 128,
-            "epochs": EPOCHS,
-            "log_every_tokens": 1024,
-            "resample_at": [0.3, 0.55],
-            "dead_after_tokens": 1500,
-        },
-        "checkpoint": {"every_seconds": 0.05},
-        "plots": {"after_training": False, "live": False},
-        "evaluate": {"tokens": 128},
-    }
+    return killed_data(tiny_model, text_file)
 
 
 @pytest.fixture(scope="module")
@@ -53,66 +43,9 @@ def home(tmp_path, data):
     return Home.make(tmp_path / "home", data)
 
 
-# -- moments: what is watched are the files themselves ---------------------------------------------
-
-
-def harvested(n_bytes):
-    """In harvest, once so many bytes of activations are there."""
-    return lambda home: (
-        sum(f.stat().st_size for f in home.files("cache/activations/*/*.acts")) > n_bytes
-    )
-
-
-def in_an_epoch(n_new, seconds):
-    """So long after a number of new checkpoints."""
-    seen: dict[str, float] = {}
-
-    def moment(home):
-        now = time.monotonic()
-        if "start" not in seen:
-            seen["start"] = newest(home)
-        if newest(home) >= seen["start"] + n_new:
-            seen.setdefault("since", now)
-        return now - seen.get("since", now) >= seconds and "since" in seen
-
-    return moment
-
-
-def after(n_new, moment):
-    """The first time that it is so once a number of new checkpoints is there."""
-    begun = in_an_epoch(n_new, 0)
-    return lambda home: begun(home) and moment(home)
-
-
-def there(pattern):
-    return lambda home: bool(home.files(pattern))
-
-
-def newest(home):
-    return max((int(f.stem) for f in home.files("state/checkpoints/*/*.safetensors")), default=0)
-
-
-def writing_a_checkpoint(home):
-    return bool(home.files("state/checkpoints/*/*.part"))
-
-
-def logging(home):
-    """SQLite has a journal while a transaction is under way."""
-    return (home.folder / "mlflow.db-journal").exists()
-
-
 def test_killed_at_ten_moments_it_ends_as_if_nobody_had_disturbed_it(home, whole):
-    rng = random.Random(20)
-    acts_bytes = sum(f.stat().st_size for f in whole.files("cache/activations/*/*.acts"))
-    first = [
-        harvested(rng.uniform(0, 0.5) * acts_bytes),
-        harvested(rng.uniform(0.6, 0.9) * acts_bytes),
-    ]
-    others = [in_an_epoch(rng.randint(1, 2), rng.uniform(0, 0.05)) for _ in range(4)]
-    others += [writing_a_checkpoint] * 2 + [after(1, logging) for _ in range(2)]
-    rng.shuffle(others)
     torn = 0
-    for moment in [*first, *others]:
+    for _, moment in ten_moments(random.Random(20), whole):
         assert home.kill(moment, "--resume", "auto") == -9, home.said
         assert "RUNNING" in {row.status for row in home.rows()}
         torn += writing_a_checkpoint(home)
@@ -122,13 +55,7 @@ def test_killed_at_ten_moments_it_ends_as_if_nobody_had_disturbed_it(home, whole
 
 
 def test_killed_once_it_has_trained_it_does_what_is_left_and_no_more(home, whole):
-    """While the weights are logged, while layers are evaluated, and before the parent is closed."""
-    results = "mlruns/*/*/artifacts"
-    for moment in [
-        there(f"{results}/sae/sae_weights.safetensors"),
-        there(f"{results}/evaluation/density.csv"),
-        there(f"{results}/seconds_by_stage.json"),
-    ]:
+    for moment in LATE_MOMENTS.values():
         assert home.kill(moment, "--resume", "auto") in (-9, 0), home.said
     home.train("--resume", "auto", status=0 if unfinished(home) else 2)
     assert_the_same(home, whole)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch
-from killed_trainings import Home
+from faults.killed_trainings import Home
 from pulled_plug import PullsThePlug
 
 from sae_mlflow.checkpoint import read_checkpoint

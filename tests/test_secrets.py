@@ -10,8 +10,8 @@ from urllib.parse import quote
 import pytest
 import typer
 import yaml
+from faults.tracking_server import TrackingServer
 from mlflow.tracking import MlflowClient
-from tracking_server import TrackingServer
 
 from sae_mlflow import assets
 from sae_mlflow.commands.cli import run_cli

@@ -8,10 +8,10 @@ import time
 from dataclasses import replace
 
 import pytest
+from faults.tracking_server import TrackingServer
 from plot_store import new_experiment
 from rich.console import Console
 from running_trainings import log, open_layer, open_parent
-from tracking_server import TrackingServer
 
 from sae_mlflow.errors import UserError
 from sae_mlflow.tracking.contents import ROLE_COMPARISON

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from browser import Tab, chromium
+from faults.tracking_server import TrackingServer
 from plot_store import new_experiment
 from running_trainings import log, open_layer, open_parent
-from tracking_server import TrackingServer
 
 from sae_mlflow.tracking.store import Store
 from sae_mlflow.watching.board import CURVES, PAGE, STATE, Board

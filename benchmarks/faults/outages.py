@@ -10,10 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 
+from faults.postgres import Postgres
+from faults.tracking_server import TrackingServer
 from sae_mlflow.config import Settings
+from sae_mlflow.pipeline import run_training
+from sae_mlflow.reporting.display import Display
+
+STAGES = ("Reading ", "layer1  epoch 4/", "layer1  epoch 20/", "Evaluating on")
+HOWS = ("stopped", "killed", "its database crashed")
 
 _WITHIN_SECONDS = 240
 
@@ -93,3 +101,60 @@ def refused_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def away(
+    training: TrainingProcess,
+    server: TrackingServer,
+    database: Postgres,
+    stage: str,
+    how: str,
+    seconds: float,
+) -> float:
+    """Take the store away from when the training says `stage`; the seconds until it was back."""
+    training.until(stage)
+    begun = time.monotonic()
+    match how:
+        case "stopped":
+            server.stop(signal.SIGTERM)
+        case "killed":
+            server.stop(signal.SIGKILL)
+        case _:
+            database.kill()
+    time.sleep(seconds)
+    if how.startswith("its"):
+        database.start()
+    else:
+        server.start()
+    return time.monotonic() - begun
+
+
+def in_database(query: Callable[[str], list[tuple]], experiment: str) -> SimpleNamespace:
+    """What stands there, by the names of its runs; each metric's step once.
+
+    Args:
+        query: asks the store's own database.
+    """
+    where = f"JOIN experiments e USING (experiment_id) WHERE e.name = '{experiment}'"
+    runs = query(f"SELECT r.name, r.status, r.run_uuid FROM runs r {where}")
+    assert len({name for name, *_ in runs}) == len(runs)
+    where = f"JOIN runs r USING (run_uuid) {where}"
+    metrics = query(f"SELECT r.name, m.key, m.step, m.value FROM metrics m {where}")
+    tags = query(f"SELECT r.name, t.key, t.value FROM tags t {where}")
+    return SimpleNamespace(
+        metrics=each_once(metrics),
+        tags=each_once(tags),
+        status={name: status for name, status, _ in runs},
+        run_ids={name: run_id for name, _, run_id in runs},
+    )
+
+
+def undisturbed(settings: Settings, folder: Path) -> dict[tuple, float]:
+    """What a training that nothing happens to logs, by run, metric and step."""
+    plain = settings.model_copy(update={"experiment": "undisturbed"})
+    training = run_training(plain, Display(), tracking_uri=f"sqlite:///{folder}/undisturbed.db")
+    store, values = training.store, {}
+    for row in store.layer_runs(training.experiment_id):
+        for key, step, value in store.history(row.run_id, list(row.metrics)):
+            values[row.name, key, step] = value
+    return values

@@ -1,6 +1,6 @@
 """A real PostgreSQL on loopback, in a temporary folder, that can be stopped, killed and started.
 
-Debian's package has to be there: where SAE_MLFLOW_POSTGRES is 1 it may not be missing.
+Debian's package `postgresql` has to be there.
 """
 
 import os
@@ -13,25 +13,16 @@ import tempfile
 import time
 from pathlib import Path
 
-import pytest
-
-_PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 _STARTS_WITHIN_SECONDS = 60
-
-
-def need_postgres() -> None:
-    """Skip a test where PostgreSQL is missing, except where it may not be."""
-    if _PROGRAMS or os.environ.get("SAE_MLFLOW_POSTGRES") == "1":
-        return
-    pytest.skip("needs Debian's package `postgresql`")
 
 
 class Postgres:
     """A cluster of its own; the same data after each start."""
 
     def __init__(self) -> None:
-        assert _PROGRAMS, "SAE_MLFLOW_POSTGRES=1, but there is no PostgreSQL"
-        self._bin = _PROGRAMS[-1].parent
+        assert PROGRAMS, "needs Debian's package `postgresql`"
+        self._bin = PROGRAMS[-1].parent
         # in /tmp itself: pytest's folders are closed to other users, and initdb refuses root
         self.folder = Path(tempfile.mkdtemp(prefix="sae_mlflow-postgres-"))
         self._user = "nobody" if os.geteuid() == 0 else None

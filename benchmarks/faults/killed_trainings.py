@@ -6,16 +6,19 @@ They are forked off a server that has imported everything: a start takes a tenth
 import json
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from safetensors.torch import load_file
 
+from faults.tiny import tiny_data
 from sae_mlflow.tracking.store import Store
 
 _SERVER = multiprocessing.get_context("forkserver")
@@ -75,13 +78,19 @@ class Home:
         return (self.folder / "log").read_text()
 
     def start(self, *words: str) -> multiprocessing.Process:
-        command = ["train", "--config", "tiny.yaml", "--tracking-uri", self.uri, *words]
+        """A training of the config."""
+        return self.command("train", "--config", "tiny.yaml", *words)
+
+    def command(self, *words: str) -> multiprocessing.Process:
+        """`sae-mlflow` with these words and our store; what it says is in `said`."""
         environment = {
             "SAE_MLFLOW_CACHE": str(self.folder / "cache"),
             "SAE_MLFLOW_STATE": str(self.folder / "state"),
+            "MLFLOW_TRACKING_URI": self.uri,
+            "HF_HUB_OFFLINE": "1",
             "PYTHONUNBUFFERED": "1",
         }
-        process = _SERVER.Process(target=_main, args=(str(self.folder), command, environment))
+        process = _SERVER.Process(target=_main, args=(str(self.folder), list(words), environment))
         process.start()
         return process
 
@@ -163,3 +172,98 @@ def assert_the_same(home: Home, whole: Home) -> None:
         health = ("sae.health", "sae.health.reasons")
         assert [row.tags[tag] for tag in health] == [other.tags[tag] for tag in health]
     assert not home.files("state/checkpoints/*"), "what has finished needs no checkpoint"
+
+
+# -- moments: what is watched are the files themselves ---------------------------------------------
+
+Moment = Callable[[Home], bool]
+
+
+def harvested(n_bytes: float) -> Moment:
+    """In harvest, once so many bytes of activations are there."""
+    return lambda home: acts_bytes(home) > n_bytes
+
+
+def acts_bytes(home: Home) -> int:
+    return sum(f.stat().st_size for f in home.files("cache/activations/*/*.acts"))
+
+
+def in_an_epoch(n_new: int, seconds: float) -> Moment:
+    """So long after a number of new checkpoints."""
+    seen: dict[str, float] = {}
+
+    def moment(home: Home) -> bool:
+        now = time.monotonic()
+        if "start" not in seen:
+            seen["start"] = newest(home)
+        if newest(home) >= seen["start"] + n_new:
+            seen.setdefault("since", now)
+        return now - seen.get("since", now) >= seconds and "since" in seen
+
+    return moment
+
+
+def after(n_new: int, moment: Moment) -> Moment:
+    """The first time that it is so once a number of new checkpoints is there."""
+    begun = in_an_epoch(n_new, 0)
+    return lambda home: begun(home) and moment(home)
+
+
+def there(pattern: str) -> Moment:
+    return lambda home: bool(home.files(pattern))
+
+
+def newest(home: Home) -> int:
+    return max((int(f.stem) for f in home.files("state/checkpoints/*/*.safetensors")), default=0)
+
+
+def writing_a_checkpoint(home: Home) -> bool:
+    return bool(home.files("state/checkpoints/*/*.part"))
+
+
+def logging(home: Home) -> bool:
+    """SQLite has a journal while a transaction is under way."""
+    return (home.folder / "mlflow.db-journal").exists()
+
+
+def ten_moments(rng: random.Random, whole: Home) -> list[tuple[str, Moment]]:
+    """Two in harvest; then, in any order, four in epochs, two while a checkpoint is written and two
+    while the store is."""
+    n = acts_bytes(whole)
+    first = [
+        ("harvest", harvested(rng.uniform(0, 0.5) * n)),
+        ("harvest", harvested(rng.uniform(0.6, 0.9) * n)),
+    ]
+    others = [("epoch", in_an_epoch(rng.randint(1, 2), rng.uniform(0, 0.05))) for _ in range(4)]
+    others += [("checkpoint", writing_a_checkpoint)] * 2
+    others += [("log", after(1, logging)) for _ in range(2)]
+    rng.shuffle(others)
+    return [*first, *others]
+
+
+RESULTS = "mlruns/*/*/artifacts"
+LATE_MOMENTS = {
+    "weights logged": there(f"{RESULTS}/sae/sae_weights.safetensors"),
+    "evaluated": there(f"{RESULTS}/evaluation/density.csv"),
+    "all but closed": there(f"{RESULTS}/seconds_by_stage.json"),
+}
+"""Once it has trained: while the weights are logged, while layers are evaluated, and before the
+parent is closed."""
+
+
+def killed_data(model: Path, text: Path) -> dict[str, Any]:
+    """Settings: epochs of 28 steps, in parts of 8, with checkpoints every 50 ms."""
+    return tiny_data(model, text) | {
+        "experiment": "tiny",
+        "sae": {"k": 4, "d_sae": 256},
+        "train": {
+            "batch_tokens": 128,
+            "epochs": 8,
+            "log_every_tokens": 1024,
+            "resample_at": [0.3, 0.55],
+            "dead_after_tokens": 1500,
+        },
+        "checkpoint": {"every_seconds": 0.05},
+        "plots": {"after_training": False, "live": False},
+        "evaluate": {"tokens": 128},
+    }
