@@ -17,11 +17,11 @@ from sae_mlflow.config import Settings, load_settings, parse_set, setting_docs
 from sae_mlflow.errors import UserError
 from sae_mlflow.naming import registered_name, sanitise
 from sae_mlflow.pipeline import run_training
+from sae_mlflow.registry import promote, register_run
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.runs import layer as layer_run
 from sae_mlflow.runs.training import Training
-from sae_mlflow.tracking.registry import promote, register_run
 from sae_mlflow.tracking.store import Store
 
 
@@ -84,6 +84,18 @@ def test_a_run_is_registered_once_as_model_and_layer(store, trained, model):
     assert register_run(store, run) == (f"models:/{name}/1", True)
     assert register_run(store, run) == (f"models:/{name}/1", False)
     assert register_run(store, trained()) == (f"models:/{name}/2", True)
+
+
+def test_an_sae_that_cannot_be_opened_is_not_registered(store, trained, model, tmp_path):
+    run = trained()
+    artifacts = mlflow.MlflowClient(store.uri).get_run(run).info.artifact_uri
+    weights = Path(artifacts.removeprefix("file://")) / "sae" / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(UserError, match=rf"runs:/{run}/sae.*sae_weights\.safetensors"):
+        register_run(store, run)
+    assert (
+        mlflow.MlflowClient(store.uri).search_registered_models(f"name LIKE '%{model[4:]}%'") == []
+    )
 
 
 def test_the_model_gives_latents_through_mlflow_and_an_sae_through_load_sae(

@@ -37,7 +37,7 @@ def export_command(
     check_format(format_)
     source = model or ""
     if run:
-        from sae_mlflow.tracking.registry import layer_run
+        from sae_mlflow.registry import layer_run
 
         source = f"runs:/{layer_run(Store(tracking_uri or None), run).run_id}/{SAE_FOLDER}"
     stored, _ = read_stored(source, tracking_uri=tracking_uri or None)

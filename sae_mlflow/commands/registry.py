@@ -16,7 +16,7 @@ def register_command(
 
     It has its own copy of the weights, and so outlives the run.
     """
-    from sae_mlflow.tracking.registry import register_run
+    from sae_mlflow.registry import register_run
     from sae_mlflow.tracking.store import Store
 
     uri, is_new = register_run(Store(tracking_uri or None), run)
@@ -36,7 +36,7 @@ def promote_command(
 
     A run that isn't registered yet is registered first.
     """
-    from sae_mlflow.tracking.registry import promote
+    from sae_mlflow.registry import promote
     from sae_mlflow.tracking.store import Store
 
     store = Store(tracking_uri or None)

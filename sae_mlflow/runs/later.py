@@ -11,11 +11,11 @@ from typing import Any
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import OutOfReach, UserError
 from sae_mlflow.plots.runs import draw_layer_run, draw_parent
+from sae_mlflow.registry import register_run
 from sae_mlflow.runs.outputs import pictures
 from sae_mlflow.runs.training import Training
 from sae_mlflow.tracking.journalled import JournalledStore, Task
 from sae_mlflow.tracking.refusals import is_away
-from sae_mlflow.tracking.registry import register_run
 
 _TIMES = 3  # that work is begun whose store goes away meanwhile
 _LAYER, _PARENT, _REGISTER = "pictures of a layer", "pictures of all layers", "registration"

@@ -11,6 +11,7 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.formats import sae_files
 from sae_mlflow.history import write_history
 from sae_mlflow.plots.runs import draw_layer_run
+from sae_mlflow.registry import register_run
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.runs import outputs
@@ -23,7 +24,6 @@ from sae_mlflow.sae import build_sae
 from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.process import process_tags
-from sae_mlflow.tracking.registry import register_run
 from sae_mlflow.tracking.store import Store
 from sae_mlflow.train import Trainer
 

@@ -21,6 +21,9 @@ from sae_mlflow.tracking.contents import SAE_FOLDER, RunRow
 from sae_mlflow.tracking.filters import filter_value
 from sae_mlflow.tracking.refusals import is_away
 
+REGISTERED_MODEL = Path(__file__).with_name("registered_model.py")
+"""The code that opens a registered SAE."""
+
 # that it waits up to 300 seconds for a model's version, which is there at once
 logging.getLogger("mlflow.store.model_registry.abstract_store").setLevel(logging.WARNING)
 

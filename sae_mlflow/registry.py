@@ -8,11 +8,12 @@ from tempfile import TemporaryDirectory
 
 from sae_mlflow import naming
 from sae_mlflow.errors import UserError, known
+from sae_mlflow.formats.sae_files import load_sae
 from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER, RunRow
+from sae_mlflow.tracking.models import REGISTERED_MODEL
 from sae_mlflow.tracking.store import Store
 
 BEST = "best"
-_CODE = Path(__file__).with_name("registered_model.py")
 _NEEDED = ("sae-mlflow", "mlflow", "torch", "numpy", "safetensors")
 
 
@@ -40,7 +41,7 @@ def register_run(store: Store, run_id: str, folder: Path | None = None) -> tuple
         folder: the SAE's files, where they are at hand; else the run's own are copied.
 
     Raises:
-        UserError: the run holds no SAE; the registry or the SAE's files can't be used.
+        UserError: the run holds no SAE, or one that is damaged; the registry can't be used.
     """
     row = layer_run(store, run_id)
     name = naming.registered_name(row.model, row.layer)
@@ -48,9 +49,21 @@ def register_run(store: Store, run_id: str, folder: Path | None = None) -> tuple
     if found is not None:
         return f"models:/{name}/{found}", False
     with TemporaryDirectory() as scratch:
-        source = folder or store.download(f"runs:/{run_id}/{SAE_FOLDER}", Path(scratch))
-        number = store.models.register(name, row, _CODE, {"sae": source}, _requirements())
+        where = f"runs:/{run_id}/{SAE_FOLDER}"
+        source = folder or store.download(where, Path(scratch))
+        _check(source, where)
+        number = store.models.register(
+            name, row, REGISTERED_MODEL, {"sae": source}, _requirements()
+        )
     return f"models:/{name}/{number}", True
+
+
+def _check(source: Path, where: str) -> None:
+    """What can't be opened isn't registered: a registry outlives the run that could tell why."""
+    try:
+        load_sae(source)
+    except UserError as error:
+        raise UserError(str(error).replace(str(source), where)) from None
 
 
 def _requirements() -> list[str]:
