@@ -10,26 +10,24 @@ import sqlite3
 
 import pytest
 from faults.outages import (
-    HOWS,
-    STAGES,
+    OUTAGE_EPOCHS,
     TrainingProcess,
-    away,
+    assert_complete,
     each_once,
     in_database,
+    outage_data,
     refused_port,
     synced,
     undisturbed,
 )
 from faults.tracking_server import TrackingServer
 
-from sae_mlflow.history import read_history
+from sae_mlflow.config import Settings, parse_set
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.tracking.store import Store
 
-LAYERS = ("layer1", "layer2", "layer3")
 SECRET = "hunter2"
-EPOCHS = 20
 
 
 @pytest.fixture(scope="module")
@@ -41,48 +39,15 @@ def server(postgres, tmp_path_factory):
 
 
 @pytest.fixture
-def settings(tiny_settings, tmp_path):
-    """Three layers, and plain files beside the store."""
-
+def settings(tiny_model, text_file, tmp_path):
     def make(experiment, *overrides):
-        settings = tiny_settings(
-            *("model.layers=1,2,3", f"train.epochs={EPOCHS}", "text.tokens=8192"),
-            *("train.log_every_tokens=2000", "plots.live_seconds=1", "plots.interactive=none"),
-            *(f"output.dir={tmp_path}/results", *overrides),
-        )
-        return settings.model_copy(update={"experiment": experiment})
+        data = outage_data(tiny_model, text_file, experiment, tmp_path / "results")
+        for key, value in parse_set(" ".join(overrides)).items():
+            section, name = key.split(".")
+            data.setdefault(section, {})[name] = value
+        return Settings.model_validate(data)
 
     return make
-
-
-def check_complete(found, training_settings, uri, tmp_path, postgres):
-    """The store holds what the training wrote to files, and what an undisturbed one logs."""
-    names = ["tiny-llama", *(f"tiny-llama_{layer}" for layer in LAYERS)]
-    assert found.status == dict.fromkeys(names, "FINISHED")
-    for layer in LAYERS:
-        file = tmp_path / "results" / "tiny-llama" / f"{layer}_training_history.json"
-        for key, values in read_history(file).items():
-            for epoch, value in enumerate(values, start=1):
-                assert found.metrics[f"tiny-llama_{layer}", key, epoch] == value
-    check_pictures(Store(uri), found.run_ids)
-    note = found.tags["tiny-llama", "mlflow.note.content"]
-    assert all(run_id in note for name, run_id in found.run_ids.items() if name != "tiny-llama")
-    pending = [key for key, value in found.tags.items() if "-pending" in value]
-    assert {key for _, key in pending} <= {"sae.journal_id"}
-    expected = undisturbed(training_settings, tmp_path)
-    assert set(found.metrics) == set(expected)
-    for key, value in expected.items():
-        if not re.search("per_second", key[1]):
-            assert found.metrics[key] == pytest.approx(value, rel=1e-2, abs=1e-4), key
-
-
-def check_pictures(store, run_ids):
-    for name, run_id in run_ids.items():
-        there = {file.path for file in store._client.list_artifacts(run_id, "training_plots")}
-        assert len(there) == (3 if name == "tiny-llama" else 2), name
-        images = [file.path for file in store._client.list_artifacts(run_id, "images")]
-        steps = [path.split("+")[2] for path in images if path.endswith(".png")]
-        assert len(steps) == len(set(steps)) >= (name != "tiny-llama")
 
 
 def test_what_is_logged_while_the_store_is_away_is_delivered_in_order_and_once(
@@ -119,7 +84,7 @@ def test_what_is_logged_while_the_store_is_away_is_delivered_in_order_and_once(
     assert not [file for file in own_state.rglob("*") if file.name == "entries"]
     assert "\n0 entries delivered" in "\n" + synced(uri, tmp_path)
     found = in_database(postgres.query, "outage")
-    check_complete(found, ours, server.uri, tmp_path, postgres)
+    assert_complete(found, undisturbed(ours, tmp_path), tmp_path / "results", Store(server.uri))
 
 
 def test_a_store_that_is_away_when_a_training_starts_is_bad_input(settings, tmp_path):
@@ -137,7 +102,7 @@ def test_what_a_killed_training_left_is_delivered_by_the_next_into_its_store(
     training.until("layer1  epoch 4/")
     other = sqlite3.connect(file, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    training.until(f"layer1  epoch {EPOCHS}/")
+    training.until(f"layer1  epoch {OUTAGE_EPOCHS}/")
     training.kill()
     other.execute("ROLLBACK")
     said = synced(f"sqlite:///{tmp_path}/another.db", tmp_path)
@@ -152,20 +117,5 @@ def test_what_a_killed_training_left_is_delivered_by_the_next_into_its_store(
     found = each_once(other.execute(query).fetchall())
     other.close()
     steps = {(name, step) for name, _, step in found}
-    assert {("tiny-llama_layer1", epoch) for epoch in range(1, EPOCHS + 1)} <= steps
+    assert {("tiny-llama_layer1", epoch) for epoch in range(1, OUTAGE_EPOCHS + 1)} <= steps
     assert not [file for file in own_state.rglob("*") if file.name == "entries"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("stage", STAGES)
-def test_thirty_seconds_without_a_store_lose_nothing_at_any_stage(
-    stage, how, settings, server, postgres, tmp_path, one_thread
-):
-    ours = settings(f"{stage} {how}")
-    training = TrainingProcess(tmp_path, ours, server.uri)
-    away(training, server, postgres, stage, how, seconds=30)
-    assert training.end() == 0, training.output
-    synced(server.uri, tmp_path)
-    found = in_database(postgres.query, ours.experiment)
-    check_complete(found, ours, server.uri, tmp_path, postgres)

@@ -195,6 +195,19 @@ def test_another_hosts_run_is_judged_by_its_heartbeat(store, experiment):
     assert reaped_ids(store, experiment, stale_seconds=60) == {fresh.run_id}
 
 
+def test_a_training_that_was_taken_for_dead_says_nothing_of_it_once_it_has_finished(
+    store, experiment
+):
+    """Its store was away for so long that another host saw no sign of life."""
+    elsewhere = {"host": "elsewhere", "host_id": "feedfacefeedface"}
+    run = opened(store, experiment, heartbeat=ago(16 * 60), **elsewhere)
+    assert reaped_ids(store, experiment) == {run.run_id}
+    assert "sae.failure" in store.run(run.run_id).tags
+    run.finish()
+    row = store.run(run.run_id)
+    assert row.status == "FINISHED" and "sae.failure" not in row.tags
+
+
 def test_a_layer_dies_with_its_parent(store, experiment, other_process):
     """Though its own tags name a process that lives: it trains within its parent's."""
     parent = kept_by(store, experiment, other_process.pid)

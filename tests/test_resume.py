@@ -2,7 +2,6 @@
 one of a training that nobody disturbed."""
 
 import os
-import random
 import re
 import shlex
 import signal
@@ -13,13 +12,10 @@ import pytest
 import torch
 from faults.full_disk import small_disk
 from faults.killed_trainings import (
-    LATE_MOMENTS,
     Home,
     assert_the_same,
     in_an_epoch,
     killed_data,
-    ten_moments,
-    writing_a_checkpoint,
 )
 
 from sae_mlflow.checkpoint import read_checkpoint, save_checkpoint
@@ -43,38 +39,17 @@ def home(tmp_path, data):
     return Home.make(tmp_path / "home", data)
 
 
-def test_killed_at_ten_moments_it_ends_as_if_nobody_had_disturbed_it(home, whole):
-    torn = 0
-    for _, moment in ten_moments(random.Random(20), whole):
-        assert home.kill(moment, "--resume", "auto") == -9, home.said
-        assert "RUNNING" in {row.status for row in home.rows()}
-        torn += writing_a_checkpoint(home)
-    assert torn
-    home.train("--resume", "auto")
-    assert_the_same(home, whole)
-
-
-def test_killed_once_it_has_trained_it_does_what_is_left_and_no_more(home, whole):
-    for moment in LATE_MOMENTS.values():
-        assert home.kill(moment, "--resume", "auto") in (-9, 0), home.said
-    home.train("--resume", "auto", status=0 if unfinished(home) else 2)
-    assert_the_same(home, whole)
-
-
-def unfinished(home):
-    return any(row.status != "FINISHED" for row in home.rows())
-
-
 def parent_of(home):
     (row,) = (row for row in home.rows() if row.tags.get("sae.role") == "sweep")
     return row
 
 
-def test_sigterm_saves_first_and_says_how_it_goes_on(home, whole):
-    """A second signal doesn't cut that off."""
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_first_and_says_how_it_goes_on(number, status, home, whole):
+    """A second one doesn't cut that off."""
     batches = 0
     for _ in range(5):  # it may come between two epochs, where nothing is left to be saved
-        saved = read_checkpoint(stopped_by_sigterm(home)).facts["trainer"]
+        saved = read_checkpoint(stopped_by(number, status, home)).facts["trainer"]
         if batches := saved["batches"]:
             break
     assert batches, "saved within an epoch"
@@ -86,14 +61,14 @@ def test_sigterm_saves_first_and_says_how_it_goes_on(home, whole):
     assert_the_same(home, whole)
 
 
-def stopped_by_sigterm(home):
+def stopped_by(number, status, home):
     """The checkpoint of a training that saves nothing else within an epoch."""
     process = home.start("--set", "checkpoint.every_seconds=1000", "--resume", "auto")
     wait_for(in_an_epoch(1, 0.03), home)
-    os.kill(process.pid, signal.SIGTERM)
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, number)
+    os.kill(process.pid, number)
     process.join(60)
-    assert process.exitcode == 143, home.said
+    assert process.exitcode == status, home.said
     last = [row for row in home.rows() if row.status != "FINISHED"]
     assert {row.status for row in last} == {"KILLED"}
     assert {row.tags["sae.failure"] for row in last} == {"interrupted"}

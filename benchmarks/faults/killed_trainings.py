@@ -119,6 +119,10 @@ class Home:
     def files(self, pattern: str) -> list[Path]:
         return sorted(self.folder.glob(pattern))
 
+    @property
+    def unfinished(self) -> bool:
+        return any(row.status != "FINISHED" for row in self.rows())
+
     def rows(self):
         """Every run there is."""
         store = self.store

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from faults.outages import each_once
+from faults.outages import each_once, written
+from faults.tiny import tiny_data
 from sae_mlflow.config import Settings
-from sae_mlflow.history import read_history
 
 Query = Callable[[str], list[tuple]]
 
@@ -89,14 +90,19 @@ def write_at_once(
         )
     )
     statuses = dict(query("SELECT status, COUNT(*) FROM runs GROUP BY status"))
-    return Written(values, statuses, dict(_in_files(folder, writers)))
+    expected = {
+        (str(seed), *key): value
+        for seed in range(writers)
+        for key, value in written(folder / f"results{seed}").items()
+    }
+    return Written(values, statuses, expected)
 
 
-def _in_files(folder: Path, writers: int):
-    """What each training wrote to a plain file, as the store should have it."""
-    for seed in range(writers):
-        (file,) = folder.glob(f"results{seed}/*/*_training_history.json")
-        run = f"{file.parent.name}_{file.name.removesuffix('_training_history.json')}"
-        for metric, values in read_history(file).items():
-            for epoch, value in enumerate(values, start=1):
-                yield (str(seed), run, metric, epoch), value
+def writer_data(model: Path, text: Path) -> dict[str, Any]:
+    """Settings of one layer that is logged often and not drawn."""
+    return tiny_data(model, text) | {
+        "model": {"name": str(model), "layers": [1], "device": "cpu"},
+        "train": {"batch_tokens": 128, "epochs": 6, "log_every_tokens": 1000},
+        "plots": {"after_training": False, "live": False},
+        "evaluate": {"after_training": False},
+    }

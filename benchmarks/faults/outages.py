@@ -1,5 +1,6 @@
 """A training in a process of its own whose store goes away, and what stands in the store then."""
 
+import math
 import os
 import signal
 import socket
@@ -11,16 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import yaml
 
 from faults.postgres import Postgres
+from faults.tiny import tiny_data
 from faults.tracking_server import TrackingServer
 from sae_mlflow.config import Settings
+from sae_mlflow.history import read_history
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
+from sae_mlflow.tracking.store import Store
 
-STAGES = ("Reading ", "layer1  epoch 4/", "layer1  epoch 20/", "Evaluating on")
+OUTAGE_EPOCHS = 20
+STAGES = ("Reading ", "layer1  epoch 4/", f"layer1  epoch {OUTAGE_EPOCHS}/", "Evaluating on")
 HOWS = ("stopped", "killed", "its database crashed")
 
 _WITHIN_SECONDS = 240
@@ -149,6 +155,18 @@ def in_database(query: Callable[[str], list[tuple]], experiment: str) -> SimpleN
     )
 
 
+def outage_data(model: Path, text: Path, experiment: str, results: Path) -> dict[str, Any]:
+    """Settings of three layers, with pictures while they train, and plain files too."""
+    return tiny_data(model, text) | {
+        "experiment": experiment,
+        "model": {"name": str(model), "layers": [1, 2, 3], "device": "cpu"},
+        "text": {"source": str(text), "tokens": 8192, "context": 32},
+        "train": {"batch_tokens": 128, "epochs": OUTAGE_EPOCHS, "log_every_tokens": 2000},
+        "plots": {"live_seconds": 1, "interactive": "none"},
+        "output": {"dir": str(results)},
+    }
+
+
 def undisturbed(settings: Settings, folder: Path) -> dict[tuple, float]:
     """What a training that nothing happens to logs, by run, metric and step."""
     plain = settings.model_copy(update={"experiment": "undisturbed"})
@@ -158,3 +176,54 @@ def undisturbed(settings: Settings, folder: Path) -> dict[tuple, float]:
         for key, step, value in store.history(row.run_id, list(row.metrics)):
             values[row.name, key, step] = value
     return values
+
+
+def written(results: Path) -> dict[tuple, float]:
+    """What trainings wrote to plain files, by run, metric and epoch, as a store should have it."""
+    values = {}
+    for file in results.glob("*/*_training_history.json"):
+        run = f"{file.parent.name}_{file.name.removesuffix('_training_history.json')}"
+        for metric, each in read_history(file).items():
+            values |= {(run, metric, epoch): value for epoch, value in enumerate(each, start=1)}
+    return values
+
+
+def delivered(values: dict[tuple, float], expected: dict[tuple, float], results: Path) -> int:
+    """How many of the expected values are there, those in plain files to the bit."""
+    exact = written(results)
+    there = values.keys() & expected.keys()
+    return sum(values[key] == exact.get(key, values[key]) for key in there)
+
+
+def assert_complete(
+    found: SimpleNamespace, expected: dict[tuple, float], results: Path, store: Store
+) -> None:
+    """The store holds what a training wrote to files, and all that an undisturbed one logs.
+
+    Args:
+        found: `in_database`.
+        expected: `undisturbed`.
+    """
+    assert set(found.status.values()) == {"FINISHED"}
+    assert found.status.keys() >= {run for run, *_ in expected}
+    exact = written(results)
+    assert exact and {key: found.metrics.get(key) for key in exact} == exact
+    assert set(found.metrics) == set(expected)
+    for key, value in expected.items():
+        close = math.isclose(found.metrics[key], value, rel_tol=1e-2, abs_tol=1e-4)
+        assert close or "per_second" in key[1], (key, found.metrics[key], value)
+    parent = min(found.run_ids, key=len)
+    _check_pictures(store, found.run_ids, parent)
+    note = found.tags[parent, "mlflow.note.content"]
+    assert all(run_id in note for name, run_id in found.run_ids.items() if name != parent)
+    pending = [key for key, value in found.tags.items() if "-pending" in value]
+    assert {key for _, key in pending} <= {"sae.journal_id"}
+
+
+def _check_pictures(store: Store, run_ids: dict[str, str], parent: str) -> None:
+    for name, run_id in run_ids.items():
+        there = {file.path for file in store._client.list_artifacts(run_id, "training_plots")}
+        assert len(there) == (3 if name == parent else 2), name
+        images = [file.path for file in store._client.list_artifacts(run_id, "images")]
+        steps = [path.split("+")[2] for path in images if path.endswith(".png")]
+        assert len(steps) == len(set(steps)) >= (name != parent)

@@ -23,7 +23,7 @@ from mlflow.utils import mlflow_tags
 
 from sae_mlflow.disk import is_full
 from sae_mlflow.secrets import without_secrets
-from sae_mlflow.tracking.contents import FAILURE_TAG, RUNNING
+from sae_mlflow.tracking.contents import FAILURE_TAG, FINISHED, RUNNING
 
 JOURNAL_ID = "sae.journal_id"
 TASK = "task"
@@ -122,10 +122,11 @@ def apply(client: MlflowClient, operation: Operation, *, again: bool = False) ->
             with suppress(FileNotFoundError):
                 _artifacts_of(client, run_id).delete_artifacts(body["path"])
         case "resume":
-            if FAILURE_TAG in client.get_run(run_id).data.tags:
-                client.delete_tag(run_id, FAILURE_TAG)
+            _forget_failure(client, run_id)
             client.update_run(run_id, status=RUNNING)
         case "status":
+            if body["status"] == FINISHED:  # another host may have taken it for dead meanwhile
+                _forget_failure(client, run_id)
             client.set_terminated(run_id, body["status"], body["at"])
         case _:
             raise AssertionError(operation.kind)
@@ -143,6 +144,11 @@ def _create(client: MlflowClient, operation: Operation, again: bool) -> str:
             return str(found[0].info.run_id)
     run = client.create_run(body["experiment_id"], body["at"], {**body["tags"], **tag})
     return str(run.info.run_id)
+
+
+def _forget_failure(client: MlflowClient, run_id: str) -> None:
+    if FAILURE_TAG in client.get_run(run_id).data.tags:
+        client.delete_tag(run_id, FAILURE_TAG)
 
 
 def files_of(source: Path, folder: str | None) -> Iterator[tuple[Path, str | None]]:
