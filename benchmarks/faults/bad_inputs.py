@@ -282,8 +282,11 @@ def _damaged(rng: random.Random, kind: str, path: Path, words: str) -> BadInput:
         else:
             file.write_bytes(_changed(file.read_bytes(), how, place, bit, folder / "pwned"))
 
-    checked = kind in _CHECKED and path.name != "meta.json"  # which nothing is decided by
-    return BadInput(kind, f"{path}: {how} at {place:.3f}", words.split(), spoil, checked)
+    # nothing is decided by meta.json; without its newest checkpoint a layer has an older one
+    untold = path.name == "meta.json" or (kind == "checkpoint" and how == "gone")
+    return BadInput(
+        kind, f"{path}: {how} at {place:.3f}", words.split(), spoil, kind in _CHECKED and not untold
+    )
 
 
 def _changed(whole: bytes, how: str, place: float, bit: int, pwned: Path) -> bytes:
