@@ -1,6 +1,6 @@
 """The command line, `sae-mlflow` or `python -m sae_mlflow`: its commands under their names."""
 
-from sae_mlflow.commands import cache
+from sae_mlflow.commands import cache, checkpoints
 from sae_mlflow.commands.cli import make_app, run_cli
 from sae_mlflow.commands.evaluate import evaluate_command
 from sae_mlflow.commands.export import export_command
@@ -30,6 +30,7 @@ app.command("promote")(promote_command)
 app.command("sync")(sync_command)
 app.command("settings")(settings_command)
 app.add_typer(cache.app, name="cache")
+app.add_typer(checkpoints.app, name="checkpoints")
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ this streams.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -89,22 +89,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         Damaged: it can't be read, its checksum doesn't hold, or it is of another version.
     """
-    try:
+    with _plain_errors():
         _check_sum(path)
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            _check_version(about)
+            facts = _facts(file.metadata() or {})
             # clones lie in memory as torch's own allocator has it, as they did when it was trained
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            facts = json.loads(about["facts"])
-    except OSError as error:
-        raise Damaged(f"it can't be read: {error.strerror}") from None
-    except (SafetensorError, KeyError, ValueError) as error:
-        if isinstance(error, Damaged):
-            raise
-        raise Damaged(f"it isn't a checkpoint: {error}") from None
     del tensors[_CHECKSUM]
     return Checkpoint(tensors, facts)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """A checkpoint's facts out of its header alone, without its checksum being asked.
+
+    Raises:
+        Damaged: it can't be read, or is of another version.
+    """
+    with _plain_errors(), safe_open(path, framework="pt") as file:
+        return _facts(file.metadata() or {})
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -162,11 +164,28 @@ def _check_sum(path: Path) -> None:
             raise Damaged("its checksum doesn't hold: it is damaged, cut short or no checkpoint")
 
 
-def _check_version(about: Mapping[str, str]) -> None:
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Whatever a damaged file makes a reader raise, as `Damaged`."""
+    try:
+        yield
+    except OSError as error:
+        raise Damaged(f"it can't be read: {error.strerror}") from None
+    except Damaged:
+        raise
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise Damaged(f"it isn't a checkpoint: {error}") from None
+
+
+def _facts(about: Mapping[str, str]) -> dict[str, Any]:
     if about.get("format") != FORMAT:
         raise Damaged("it isn't a checkpoint of sae_mlflow")
     if about.get("version") != str(VERSION):
         raise Damaged(f"it is of version {about.get('version')}, and version {VERSION} is read")
+    facts = json.loads(about["facts"])
+    if not isinstance(facts, dict):
+        raise Damaged("it isn't a checkpoint: its facts are no mapping")
+    return facts
 
 
 def _sync_folder(folder: Path) -> None:

@@ -26,7 +26,7 @@ from sae_mlflow.checkpoint import (
 from sae_mlflow.config import Settings
 from sae_mlflow.disk import free_bytes, in_units, is_full
 from sae_mlflow.errors import UserError, known
-from sae_mlflow.folders import STATE_VARIABLE, make_folder, state_folder
+from sae_mlflow.folders import STATE_VARIABLE, make_folder, state_folder, user_path
 from sae_mlflow.runs.guards import optional
 from sae_mlflow.runs.numbers import differing, number_settings
 from sae_mlflow.runs.training import Training
@@ -46,8 +46,13 @@ def checkpoints_folder(settings: Settings) -> Path:
         UserError: it can't be made.
     """
     if settings.checkpoint.dir is None:
-        return make_folder(state_folder() / "checkpoints", STATE_VARIABLE)
-    return make_folder(Path(settings.checkpoint.dir).expanduser().absolute(), "checkpoint.dir")
+        return make_folder(default_folder(), STATE_VARIABLE)
+    return make_folder(user_path(settings.checkpoint.dir).absolute(), "checkpoint.dir")
+
+
+def default_folder() -> Path:
+    """The same where no setting says another."""
+    return state_folder() / "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,9 @@ class Checkpoints:
         state = state_of(self._trainer)
         tensors = state.tensors | {_KEPT_WEIGHTS + name: value for name, value in good.items()}
         facts = {
+            "lock": self._training.lock,
+            "model": self._training.settings.model.label,
+            "layer": label,
             "settings": number_settings(self._training.settings),
             "data": self._data,
             "machine": self._machine,

@@ -1,11 +1,10 @@
 """A training that goes on in the runs it has: which parent that is, and what its layers came to."""
 
 from collections.abc import Iterator, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
@@ -17,6 +16,7 @@ from sae_mlflow.runs.checkpoints import checkpoints_folder
 from sae_mlflow.runs.guards import recorded
 from sae_mlflow.runs.health import STOPPED
 from sae_mlflow.runs.heartbeat import STALE_SECONDS
+from sae_mlflow.runs.lock import hold, is_held, let_go
 from sae_mlflow.runs.numbers import differing, number_settings
 from sae_mlflow.runs.parent import open_parent
 from sae_mlflow.runs.training import Training
@@ -111,18 +111,18 @@ def _check_settings(settings: Settings, row: RunRow) -> None:
 def parent_run(training: Training, old: RunRow | None) -> Iterator[OpenRun]:
     """The parent's run, new or gone on with, closed as what it came to; no other process takes it
     up meanwhile."""
-    lock = _hold(training.settings, old.run_id) if old is not None else None
+    root = checkpoints_folder(training.settings)
+    lock = hold(root, old.run_id) if old is not None else None
     try:
         with recorded(open_parent(training, old)) as parent:
-            lock = lock or _hold(training.settings, parent.run_id)
+            lock = lock or hold(root, parent.run_id)
+            training.lock = Path(lock.lock_file).stem
             if old is not None:
                 training.resumed, training.earlier = True, _earlier(training.store, old)
             yield parent
     finally:
         if lock is not None:
-            with suppress(OSError):
-                Path(lock.lock_file).unlink()
-            lock.release()
+            let_go(lock)
 
 
 @contextmanager
@@ -136,47 +136,11 @@ def hint_to_resume(training: Training, parent: OpenRun, command: str) -> Iterato
         raise
 
 
-def _lock(settings: Settings, run_id: str) -> FileLock:
-    return FileLock(checkpoints_folder(settings) / f"{run_id}.lock")
-
-
-def _acquired(lock: FileLock) -> bool:
-    """Whether nobody else holds it; now this process does, until it ends, however that is.
-
-    Raises:
-        UserError: the folder of checkpoints can't be written.
-    """
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return False
-    except OSError as error:
-        raise UserError(
-            f"{lock.lock_file} can't be written: {error.strerror}. Make room, or point "
-            "checkpoint.dir at a folder that can be written."
-        ) from None
-    return True
-
-
-def _hold(settings: Settings, run_id: str) -> FileLock:
-    lock = _lock(settings, run_id)
-    if not _acquired(lock):
-        raise UserError(f"Run {run_id} is being trained by another process.")
-    return lock
-
-
 def _is_trained(settings: Settings, row: RunRow) -> bool:
     """Whether another process is at it, here or, by its sign of life, on another host."""
     running = row.status == RUNNING and is_recorded(row.tags)
     alive = running and why_dead(row.tags, STALE_SECONDS) is None
-    return alive or _is_held(settings, row.run_id)
-
-
-def _is_held(settings: Settings, run_id: str) -> bool:
-    lock = _lock(settings, run_id)
-    held = not _acquired(lock)
-    lock.release()
-    return held
+    return alive or is_held(checkpoints_folder(settings), row.run_id)
 
 
 def _earlier(store: Store, parent: RunRow) -> dict[str, RunRow]:

@@ -32,6 +32,8 @@ class Training:
     n_layers: int | None = None
     """Blocks of the language model."""
     stopping: Stopping = field(default_factory=Stopping)
+    lock: str = ""
+    """The name under which this process holds it."""
     resumed: bool = False
     """Whether its parent run was there before."""
     earlier: dict[str, RunRow] = field(default_factory=dict)

@@ -1,0 +1,65 @@
+"""`sae-mlflow checkpoints list` and `checkpoints prune`: what interrupted trainings left."""
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sae_mlflow.commands.cli import make_app
+from sae_mlflow.disk import in_units
+from sae_mlflow.errors import UserError
+from sae_mlflow.folders import user_path
+from sae_mlflow.terminal import say
+
+DIR = typer.Option(
+    "--dir", help="The folder (checkpoint.dir). [default: the user's own]", metavar="DIR"
+)
+_DAY = 86_400
+
+app = make_app(help="Checkpoints of trainings that were interrupted, on this machine.")
+
+
+@app.command("list")
+def checkpoints_list(folder: Annotated[str | None, DIR] = None) -> None:
+    """Show them: each is a layer's run that hasn't finished."""
+    from sae_mlflow.runs.kept import list_kept
+
+    there = list_kept(_root(folder))
+    for kept in there:
+        saved = datetime.fromtimestamp(kept.last_saved).strftime("%Y-%m-%d %H:%M")
+        state = "  being trained" if kept.in_use else ""
+        say(f"{kept.run_id}  {in_units(kept.bytes):>9}  {kept.about}  saved {saved}{state}")
+    say(f"{len(there)} runs, {in_units(sum(kept.bytes for kept in there))}")
+
+
+@app.command("prune")
+def checkpoints_prune(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Runs, as `checkpoints list` shows them.")
+    ] = None,
+    older_than_days: Annotated[
+        float | None, typer.Option(min=0, help="Those last saved so many days ago.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    folder: Annotated[str | None, DIR] = None,
+) -> None:
+    """Delete checkpoints; those layers can only be trained afresh then. What runs is left alone."""
+    from sae_mlflow.runs.kept import prune_kept
+
+    if not runs and older_than_days is None and not everything:
+        raise UserError(
+            "Nothing was chosen. Give runs (`checkpoints list`), --older-than-days or --all."
+        )
+    before = None if older_than_days is None else time.time() - older_than_days * _DAY
+    gone, left = prune_kept(_root(folder), runs or [], before=before, everything=everything)
+    for kept in left:
+        say(f"left    {kept.run_id}: it is being trained")
+    say(f"freed {in_units(sum(kept.bytes for kept in gone))}")
+
+
+def _root(folder: str | None) -> Path:
+    from sae_mlflow.runs.checkpoints import default_folder
+
+    return user_path(folder).absolute() if folder else default_folder()
