@@ -107,7 +107,9 @@ class Home:
         process = self.start(*words)
         give_up = time.monotonic() + GIVE_UP_SECONDS
         while process.is_alive() and not moment(self):
-            assert time.monotonic() < give_up, self.said
+            if time.monotonic() > give_up:
+                process.kill()
+                raise AssertionError(f"the moment never came:\n{self.said}")
             time.sleep(0.0005)
         if process.is_alive():
             os.kill(process.pid, number)
