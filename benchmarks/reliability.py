@@ -19,16 +19,10 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from faults.bad_inputs import Spoiled, bad_inputs
-from faults.killed_trainings import (
-    LATE_MOMENTS,
-    Home,
-    Moment,
-    assert_the_same,
-    killed_data,
-    ten_moments,
-)
+from faults.bad_inputs import bad_inputs
+from faults.killed_trainings import Home, assert_the_same, killed_data
 from faults.many_writers import Query, write_at_once, writer_data
+from faults.moments import LATE_MOMENTS, Moment, ten_moments
 from faults.outages import (
     HOWS,
     STAGES,
@@ -42,6 +36,7 @@ from faults.outages import (
     undisturbed,
 )
 from faults.postgres import Postgres
+from faults.spoiled import Spoiled
 from faults.tiny import make_model, make_text
 from faults.tracking_server import TrackingServer
 

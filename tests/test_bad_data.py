@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cached_acts import filled, planned, windows_of
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file, save_file
 from saved_saes import CASES, change_config, saved
-from test_activations import filled, planned, windows_of
 
 from sae_mlflow import load_sae
 from sae_mlflow.activations.harvest import fill_activations

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 import xxhash
+from cached_acts import filled, planned, windows_of
 from faults.full_disk import small_disk
-from test_activations import filled, planned, windows_of
 
 from sae_mlflow.activations import cache
 from sae_mlflow.activations.harvest import fill_activations

@@ -5,7 +5,8 @@ import signal
 import time
 
 import pytest
-from faults.killed_trainings import Home, in_an_epoch, killed_data, there
+from faults.killed_trainings import Home, killed_data
+from faults.moments import in_an_epoch, there
 
 DAY = 86_400
 

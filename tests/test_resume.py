@@ -11,12 +11,8 @@ from contextlib import suppress
 import pytest
 import torch
 from faults.full_disk import small_disk
-from faults.killed_trainings import (
-    Home,
-    assert_the_same,
-    in_an_epoch,
-    killed_data,
-)
+from faults.killed_trainings import Home, assert_the_same, killed_data
+from faults.moments import in_an_epoch
 
 from sae_mlflow.checkpoint import read_checkpoint, save_checkpoint
 
