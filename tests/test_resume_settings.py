@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import torch
 from faults.killed_trainings import Home
+from faults.tracking_server import TrackingServer
 from pulled_plug import PullsThePlug
 
 from sae_mlflow.checkpoint import read_checkpoint
@@ -37,8 +38,15 @@ def settings(tiny_settings):
 
 
 @pytest.fixture
-def store(tmp_path):
-    return Store(f"sqlite:///{tmp_path}/mlflow.db")
+def store(tmp_path, request):
+    """A file, or a server that keeps artifacts as well."""
+    if getattr(request, "param", "") != "server":
+        yield Store(f"sqlite:///{tmp_path}/mlflow.db")
+        return
+    server = TrackingServer(tmp_path)
+    server.start()
+    yield Store(server.uri)
+    server.stop()
 
 
 @pytest.fixture
@@ -219,6 +227,7 @@ def test_what_another_host_trains_is_not_taken_up_until_it_gives_no_sign(train, 
     assert [row.status for row in parents(store)] == ["FINISHED", "FINISHED"]
 
 
+@pytest.mark.parametrize("store", ["file", "server"], indirect=True)
 def test_from_another_machine_it_goes_on_with_the_checkpoint_in_the_run(
     train, interrupt, store, own_state, monkeypatch, capsys
 ):
