@@ -70,12 +70,13 @@ class Found:
     @contextmanager
     def noting(self, what: str) -> Iterator[None]:
         """An assertion that fails is a fault, and the rest is still measured."""
-        before = len(self.faults)
+        outcome = "well"
         try:
             yield
         except AssertionError as error:
+            outcome = f"FAULT: {str(error)[:2000]}"
             self.faults.append(f"{what}: {str(error)[:2000]}")
-        print(f"{what}: {'FAULT' if len(self.faults) > before else 'well'}", flush=True)
+        print(f"{what}: {outcome}", flush=True)
 
     def markdown(self) -> str:
         rows = [self.head, *([":--"] + ["--:"] * (len(self.head) - 1),), *self.rows]

@@ -23,6 +23,7 @@ from faults.outages import (
 from faults.tracking_server import TrackingServer
 
 from sae_mlflow.config import Settings, parse_set
+from sae_mlflow.errors import OutOfReach, UserError
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.tracking.store import Store
@@ -85,6 +86,25 @@ def test_what_is_logged_while_the_store_is_away_is_delivered_in_order_and_once(
     assert "\n0 entries delivered" in "\n" + synced(uri, tmp_path)
     found = in_database(postgres.query, "outage")
     assert_complete(found, undisturbed(ours, tmp_path), tmp_path / "results", Store(server.uri))
+
+
+@pytest.mark.parametrize("what", ["the server", "its database"])
+def test_an_artifact_that_cannot_be_had_now_is_told_from_one_that_is_not_there(
+    what, server, postgres, tmp_path
+):
+    """MLflow takes both for a wrong path; what can't be had now is waited for."""
+    store = Store(server.uri)
+    run = store.open_run(store.experiment_id("artifacts"), "r", {})
+    run.log_text("text", "folder/file.txt")
+    source = f"runs:/{run.run_id}/folder"
+    assert (store.download(source, tmp_path) / "file.txt").read_text() == "text"
+    with pytest.raises(UserError, match="can't be read") as error:
+        store.download(f"runs:/{run.run_id}/nothing", tmp_path)
+    assert not isinstance(error.value, OutOfReach)
+    server.stop() if what == "the server" else postgres.kill()
+    with pytest.raises(OutOfReach):
+        store.download(source, tmp_path)
+    server.start() if what == "the server" else postgres.start()
 
 
 def test_a_store_that_is_away_when_a_training_starts_is_bad_input(settings, tmp_path):

@@ -25,7 +25,7 @@ from sae_mlflow.checkpoint import (
 )
 from sae_mlflow.config import Settings
 from sae_mlflow.disk import free_bytes, in_units, is_full
-from sae_mlflow.errors import UserError, known
+from sae_mlflow.errors import OutOfReach, UserError, known
 from sae_mlflow.folders import STATE_VARIABLE, make_folder, state_folder, user_path
 from sae_mlflow.runs.guards import optional
 from sae_mlflow.runs.numbers import differing, number_settings
@@ -173,6 +173,8 @@ class Checkpoints:
             return place
         try:
             return self._training.store.download(f"runs:/{self._run.run_id}/{place}", scratch)
+        except OutOfReach:  # what is in it may be whole
+            raise
         except UserError as error:
             raise Damaged(str(error).removesuffix(".")) from None
 

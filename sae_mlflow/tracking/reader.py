@@ -75,6 +75,15 @@ class StoreReader:
         if is_away(error):
             raise self._no_answer(error) from None
 
+    def _ask(self, error: Exception) -> None:
+        """Raise OutOfReach where the store doesn't answer, for an error that can't say: MLflow
+        takes whatever goes wrong with a run's artifacts for a wrong path."""
+        reach.check_reachable(self.uri)
+        try:
+            self._client.search_experiments(max_results=1)
+        except (MlflowException, SQLAlchemyError):
+            raise self._no_answer(error) from None
+
     def _no_answer(self, error: Exception) -> OutOfReach:
         first = reach.hide_password_in(str(error).strip().splitlines()[0], self.uri)
         return OutOfReach(f"The tracking store {self.shown_uri} doesn't answer: {first}")
@@ -111,7 +120,12 @@ class StoreReader:
 
     def download(self, artifact_uri: str, into: Path) -> Path:
         """Copy an artifact (`runs:/ID/sae`) or a registered model (`models:/NAME@ALIAS`) into a
-        folder; returns the copy."""
+        folder; returns the copy.
+
+        Raises:
+            OutOfReach: the store doesn't answer.
+            UserError: it has nothing of that name, or can't give it.
+        """
         try:
             place = self.models.place(artifact_uri) if is_models_uri(artifact_uri) else artifact_uri
             found = mlflow.artifacts.download_artifacts(
@@ -119,6 +133,7 @@ class StoreReader:
             )
         except (MlflowException, OSError) as error:
             self._raise_if_away(error)
+            self._ask(error)
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{artifact_uri} can't be read from {self.shown_uri}: {reason}"
