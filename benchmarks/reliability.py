@@ -50,13 +50,14 @@ class Size:
 
     rounds_of_kills: int
     stages: tuple[str, ...]
+    hows: tuple[str, ...]
     seconds_away: float
     writers: tuple[int, ...]
     inputs_a_kind: int
 
 
-SHORT = Size(1, STAGES[1:2], 3, (8,), 5)
-LONG = Size(10, STAGES, 30, (8, 16), 40)
+SHORT = Size(1, (STAGES[0], STAGES[-1]), HOWS[1:], 3, (8,), 5)
+LONG = Size(10, STAGES, HOWS, 30, (8, 16), 40)
 
 
 @dataclass
@@ -123,7 +124,7 @@ def outages(size: Size, folder: Path) -> Found:
     found = Found(("store", "from", "seconds away", "values logged", "delivered"))
     with _server(folder) as (server, database):
         expected: dict[tuple, float] = {}
-        for stage, how in product(size.stages, HOWS):
+        for stage, how in product(size.stages, size.hows):
             place = folder / f"{stage} {how}".replace("/", "")
             place.mkdir()
             data = outage_data(model, text, f"{stage} {how}", place / "results")

@@ -18,6 +18,7 @@ from sae_mlflow.reporting.display import Display
 from sae_mlflow.runs.guards import recorded
 from sae_mlflow.runs.heartbeat import heartbeat
 from sae_mlflow.runs.reaping import dead_runs, reap
+from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.process import host_id, process_tags
 from sae_mlflow.tracking.store import Store
 
@@ -263,6 +264,23 @@ def test_the_heartbeat_goes_on_while_a_run_is_trained_and_ends_with_it(store, ex
     last = store.run(run.run_id).tags["sae.heartbeat"]
     time.sleep(1.5)
     assert store.run(run.run_id).tags["sae.heartbeat"] == last
+
+
+def test_a_sign_of_life_passes_all_that_waits_to_be_delivered(uri, experiment):
+    """Else another host would take a training for dead whose upload takes long."""
+    journalled = JournalledStore(uri, print)
+    try:
+        run = opened(journalled, experiment, heartbeat=ago(3600))
+        assert journalled.flush()
+        for n in range(1000):
+            run.tag({"n": str(n)})
+        with heartbeat(run, every_seconds=0.05):
+            while journalled.run(run.run_id).tags["sae.heartbeat"] < ago(60):
+                time.sleep(0.01)
+            assert int(journalled.run(run.run_id).tags["n"]) < 999
+        assert journalled.flush()
+    finally:
+        journalled.close()
 
 
 def test_a_store_that_is_away_costs_a_heartbeat_and_never_the_training(tmp_path):

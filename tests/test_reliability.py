@@ -21,7 +21,7 @@ def test_a_training_that_is_killed_goes_on_to_the_same_bits(size, tmp_path):
 def test_a_store_that_goes_away_loses_nothing(size, tmp_path, postgres, one_thread):
     found = reliability.outages(size, tmp_path / "outages")
     assert found.faults == []
-    assert len(found.rows) == 3 * len(size.stages)
+    assert len(found.rows) == len(size.stages) * len(size.hows)
     for _, _, seconds, logged, delivered in found.rows:
         assert seconds >= size.seconds_away and delivered == logged > 1000
 

@@ -169,7 +169,8 @@ def outage_data(model: Path, text: Path, experiment: str, results: Path) -> dict
 
 def undisturbed(settings: Settings, folder: Path) -> dict[tuple, float]:
     """What a training that nothing happens to logs, by run, metric and step."""
-    plain = settings.model_copy(update={"experiment": "undisturbed"})
+    output = settings.output.model_copy(update={"dir": str(folder / "undisturbed")})
+    plain = settings.model_copy(update={"experiment": "undisturbed", "output": output})
     training = run_training(plain, Display(), tracking_uri=f"sqlite:///{folder}/undisturbed.db")
     store, values = training.store, {}
     for row in store.layer_runs(training.experiment_id):

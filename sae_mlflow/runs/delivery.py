@@ -15,14 +15,13 @@ _AFTER_AN_ERROR_SECONDS = 5.0
 def delivered(store: JournalledStore, display: Display, seconds: float) -> Iterator[None]:
     """Wait so long, at the end, for what was logged within to be delivered.
 
-    After an error or an interruption only shortly, and for no room: something may be about to
-    kill the process.
+    After an error or an interruption only shortly, and neither for room nor for pictures that were
+    put off: something may be about to kill the process.
     """
     try:
         yield
     except BaseException:
-        seconds = min(seconds, _AFTER_AN_ERROR_SECONDS)
-        _end(store, display, seconds, limit=seconds)
+        _end(store, display, min(seconds, _AFTER_AN_ERROR_SECONDS), in_haste=True)
         raise
     store.hold()
     _end(store, display, seconds)
@@ -48,13 +47,11 @@ def deliver_leftovers(uri: str, display: Display) -> tuple[int, int]:
     return delivered, waiting
 
 
-def _end(
-    store: JournalledStore, display: Display, seconds: float, limit: float | None = None
-) -> None:
+def _end(store: JournalledStore, display: Display, seconds: float, in_haste: bool = False) -> None:
     try:
-        if not store.flush(limit):
+        if not store.flush(seconds if in_haste else None):
             display.say(f"Waiting up to {seconds:g} s for the tracking store {store.shown_uri}")
-        if store.wait(seconds):
+        if store.wait(seconds) and not in_haste:
             catch_up(store, display.say, display.warn)
         if store.waiting:
             display.warn(

@@ -8,11 +8,13 @@ from sae_mlflow.records import EpochRecord, Record, StepRecord, WithinEpochRecor
 from sae_mlflow.reporting.display import LayerDisplay
 from sae_mlflow.runs.checkpoints import Checkpoints
 from sae_mlflow.runs.health import LayerHealth
+from sae_mlflow.runs.later import when_reachable
 from sae_mlflow.runs.live import LivePicture
 from sae_mlflow.runs.logbook import Logbook
 from sae_mlflow.runs.mirror import open_mirror
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import SAE
+from sae_mlflow.tracking.contents import RunRow
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.train import Trainer, train
 
@@ -53,11 +55,11 @@ def begin(
     Args:
         params: the run's.
     """
-    store, earlier = training.store, training.earlier.get(acts.site.label)
+    earlier = training.earlier.get(acts.site.label)
     there = {} if earlier is None else earlier.params
     all_params = {**params, "lm.n_layers": training.n_layers}
     run.log_params({key: value for key, value in all_params.items() if key not in there})
-    log = Logbook(run, None if earlier is None else store.logged_steps(earlier))
+    log = Logbook(run, None if earlier is None else _logged(training, earlier))
     live = LivePicture(training, run, acts.site.label)
     health = LayerHealth(training, run, acts.site.label, params, trainer.sae)
     layer = Layer(
@@ -67,6 +69,10 @@ def begin(
         _resume(layer)
     log.mirror = open_mirror(training, run, resumed=earlier is not None)
     return layer
+
+
+def _logged(training: Training, earlier: RunRow) -> dict[str, set[int]]:
+    return when_reachable(training, lambda: training.store.logged_steps(earlier))
 
 
 def _resume(layer: Layer) -> None:

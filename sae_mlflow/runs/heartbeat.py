@@ -24,8 +24,9 @@ _LAST_WORD_SECONDS = 1.0
 def heartbeat(run: OpenRun, every_seconds: float | None = None) -> Iterator[None]:
     """Make a run this process's own, opened just now or taken over, and keep its sign fresh.
 
-    A thread of its own writes it. A store that is away costs a sign, never the training: nothing
-    here raises, and the end of the block waits for nothing longer than a second.
+    A thread of its own writes it, past what waits to be delivered: an upload that takes long is no
+    death. A store that is away costs a sign, never the training: nothing here raises, and the end
+    of the block waits for nothing longer than a second.
 
     Args:
         every_seconds: unset means `EVERY_SECONDS`.
@@ -48,7 +49,7 @@ def heartbeat(run: OpenRun, every_seconds: float | None = None) -> Iterator[None
 
 def _beat(run: OpenRun, ended: threading.Event, every_seconds: float) -> None:
     while not ended.wait(every_seconds):
-        _quietly(lambda: run.tag(heartbeat_tags()))
+        _quietly(lambda: run.tag_at_once(heartbeat_tags()))
 
 
 def _quietly(write: Callable[[], None]) -> None:

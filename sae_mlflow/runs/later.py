@@ -6,7 +6,7 @@ What is put off stands in the journal, for this training or, once that has ended
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import OutOfReach, UserError
@@ -16,6 +16,8 @@ from sae_mlflow.runs.outputs import pictures
 from sae_mlflow.runs.training import Training
 from sae_mlflow.tracking.journalled import JournalledStore, Task
 from sae_mlflow.tracking.refusals import is_away
+
+T = TypeVar("T")
 
 _TIMES = 3  # that work is begun whose store goes away meanwhile
 _LAYER, _PARENT, _REGISTER = "pictures of a layer", "pictures of all layers", "registration"
@@ -77,8 +79,8 @@ def catch_up(
     return n_done
 
 
-def when_reachable(training: Training, work: Callable[[], None], later: str) -> None:
-    """Do what reads the store once it has everything; again where it goes away meanwhile.
+def when_reachable(training: Training, work: Callable[[], T], later: str = "") -> T:
+    """What reads the store, once that has everything; again where it goes away meanwhile.
 
     It is waited for as long as the settings say.
 
@@ -90,17 +92,21 @@ def when_reachable(training: Training, work: Callable[[], None], later: str) -> 
         OutOfReach: the store is away still.
     """
     store, seconds = training.store, training.settings.tracking.wait_seconds
+    ready = store.flush()
     for _ in range(_TIMES):
-        if not store.flush() and not store.wait(seconds):
-            break
+        if not ready:
+            training.display.say(f"Waiting up to {seconds:g} s for the store {store.shown_uri}")
+            if not store.wait(seconds):
+                break
         settle_ids(training)
         try:
-            work()
-            return
+            return work()
         except Exception as error:
             if not is_away(error):
                 raise
-    raise OutOfReach(f"the tracking store is out of reach. Do it when that has everything: {later}")
+            ready = False
+    hint = f" Do it when that has everything: {later}" if later else ""
+    raise OutOfReach(f"The tracking store {store.shown_uri} is out of reach.{hint}")
 
 
 def settle_ids(training: Training) -> None:

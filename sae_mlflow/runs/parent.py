@@ -4,6 +4,7 @@ from sae_mlflow import naming
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.reporting.layer_table import launcher_note
+from sae_mlflow.runs.later import when_reachable
 from sae_mlflow.runs.training import Training
 from sae_mlflow.text.corpus import Windows
 from sae_mlflow.tracking.contents import CONFIG_FILE, DIGEST_LENGTH, ROLE_SWEEP, RunRow
@@ -65,7 +66,7 @@ def log_text_read(training: Training, parent: OpenRun, windows: Windows) -> None
     Raises:
         UserError: it isn't the text that a training which goes on has read.
     """
-    if (was := training.store.data_set_digest(parent.run_id)) is not None:
+    if training.resumed and (was := _text_read_before(training, parent)) is not None:
         if was != windows.sha256[:DIGEST_LENGTH]:
             raise UserError(
                 f"{windows.source} has changed since run {parent.run_id} read it. Put the text "
@@ -80,3 +81,7 @@ def log_text_read(training: Training, parent: OpenRun, windows: Windows) -> None
         "context": windows.context,
     }
     parent.log_data_set(windows.source[:200], windows.sha256, facts)
+
+
+def _text_read_before(training: Training, parent: OpenRun) -> str | None:
+    return when_reachable(training, lambda: training.store.data_set_digest(parent.run_id))

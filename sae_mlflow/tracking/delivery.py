@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 from sae_mlflow.tracking.backlog import Backlog
 from sae_mlflow.tracking.courier import Courier, Report, together
 from sae_mlflow.tracking.journal import Entry, Journal
-from sae_mlflow.tracking.operations import Operation, with_texts
+from sae_mlflow.tracking.operations import Operation, apply, with_texts
 from sae_mlflow.tracking.patience import Patience
 from sae_mlflow.tracking.reach import hide_password, hide_password_in
 from sae_mlflow.tracking.refusals import Outcome
@@ -37,7 +37,7 @@ class Delivery:
         """
         self._uri, self._journal, self._warn = uri, journal, warn
         self._store = f"The tracking store {hide_password(uri)}"
-        self._courier = Courier(client, uri)
+        self._client, self._courier = client, Courier(client, uri)
         self.backlog = Backlog(journal, warn)
         self._changed = self.backlog.changed
         self._repeated = {entry.number for entry in self.backlog.queue}
@@ -60,6 +60,9 @@ class Delivery:
         """Put it into the journal, from where it is delivered; after `close` nothing is taken."""
         if not self._closing:
             self.backlog.add(with_texts(operation, lambda text: hide_password_in(text, self._uri)))
+
+    def at_once(self, operation: Operation) -> None:
+        apply(self._client, operation)
 
     def real_id(self, run_id: str) -> str:
         return self.backlog.real_id(run_id)

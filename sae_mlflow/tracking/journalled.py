@@ -4,6 +4,7 @@ Reading goes to the store itself: first see that `flush` says it has everything.
 """
 
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,9 @@ from sae_mlflow.tracking.store import Store
 
 _ID_WITHIN_SECONDS = 5.0
 """So long a training waits for a new run's id before it goes on without."""
+
+
+_ASKED_EVERY_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ class JournalledStore(Store):
         Raises:
             UserError: the store is out of reach, or there is no place for the journal.
         """
-        super().__init__(uri)
         # tried again it is here, where a run that was made isn't made twice, and nothing waits
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+        super().__init__(uri)
         # of every run that ends, into the middle of what the training shows
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self.journal = journal or new_journal(self.uri)
@@ -89,8 +93,15 @@ class JournalledStore(Store):
         return self._delivery.flush(limit)
 
     def wait(self, seconds: float) -> bool:
-        """Wait so long for the store to be back and to have everything; whether it has."""
-        return self._delivery.wait(seconds)
+        """Wait so long for the store to answer and to have all that it takes; whether it has."""
+        end = time.monotonic() + seconds
+        if not self._delivery.wait(seconds):
+            return False
+        while not self._answers():
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_ASKED_EVERY_SECONDS)
+        return True
 
     def hold(self) -> None:
         """Wait until nothing that the store doesn't have is in memory alone."""

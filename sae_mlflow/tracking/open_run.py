@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
 from sae_mlflow.tracking.contents import DIGEST_LENGTH, FAILED, FAILURE_TAG, FINISHED
-from sae_mlflow.tracking.operations import Operation, apply, now
+from sae_mlflow.tracking.operations import Operation, apply, is_pending, now
 
 _NOTE_LIMIT = 8_000  # MLflow cuts a longer tag without a word
 
@@ -18,6 +18,9 @@ class Outlet(Protocol):
     """Where operations go."""
 
     def do(self, operation: Operation) -> None: ...
+
+    def at_once(self, operation: Operation) -> None:
+        """Do it before all that waits; whatever the store raises is raised."""
 
     def real_id(self, run_id: str) -> str:
         """A run's id in the store; the pending one while it has none."""
@@ -34,6 +37,8 @@ class Direct:
         made = apply(self._client, operation)
         if made is not None:
             self._ids[operation.run_id] = made
+
+    at_once = do
 
     def real_id(self, run_id: str) -> str:
         return self._ids.get(run_id, run_id)
@@ -95,6 +100,11 @@ class OpenRun:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         self._do("tags", tags=dict(tags))
+
+    def tag_at_once(self, tags: Mapping[str, str]) -> None:
+        """The same past all that waits to be delivered; nothing where the run has no id yet."""
+        if not is_pending(self.run_id):
+            self._outlet.at_once(Operation("tags", self.run_id, {"tags": dict(tags)}))
 
     def describe(self, markdown: str) -> None:
         """The description shown above the run; what is too long ends with a line that says so."""

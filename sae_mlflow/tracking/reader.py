@@ -51,7 +51,8 @@ class StoreReader:
             ) from None
         except (MlflowException, SQLAlchemyError, CommandError) as error:
             first = str(error).strip().splitlines()[0]
-            raise UserError(
+            kind = OutOfReach if is_away(error) else UserError
+            raise kind(
                 f"The tracking store {self.shown_uri} can't be opened: "
                 f"{reach.hide_password_in(first, self.uri)}"
             ) from None
@@ -78,11 +79,17 @@ class StoreReader:
     def _ask(self, error: Exception) -> None:
         """Raise OutOfReach where the store doesn't answer, for an error that can't say: MLflow
         takes whatever goes wrong with a run's artifacts for a wrong path."""
-        reach.check_reachable(self.uri)
-        try:
-            self._client.search_experiments(max_results=1)
-        except (MlflowException, SQLAlchemyError):
+        if not self._answers():
             raise self._no_answer(error) from None
+
+    def _answers(self) -> bool:
+        """Whether it does what it is asked, now."""
+        try:
+            reach.check_reachable(self.uri)
+            self._client.search_experiments(max_results=1)
+        except (MlflowException, SQLAlchemyError, OutOfReach):
+            return False
+        return True
 
     def _no_answer(self, error: Exception) -> OutOfReach:
         first = reach.hide_password_in(str(error).strip().splitlines()[0], self.uri)
@@ -205,11 +212,13 @@ class StoreReader:
         """A run that a user named.
 
         Raises:
+            OutOfReach: the store doesn't answer.
             UserError: it isn't in the store, or was deleted.
         """
         try:
             run = self._client.get_run(run_id)
-        except MlflowException:
+        except MlflowException as error:
+            self._raise_if_away(error)
             run = None
         if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
             raise UserError(

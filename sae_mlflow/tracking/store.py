@@ -91,7 +91,8 @@ class Store(StoreReader):
         Args:
             ended: when it was last seen alive, in milliseconds since 1970; None means now.
         """
-        run = self.reopen(run_id)
+        # at once: delivered later, it could close a run that goes on by then
+        run = OpenRun(Direct(self._client), run_id, "", "")
         run.tag({FAILURE_TAG: reason})
         run.finish(KILLED, ended)
 
