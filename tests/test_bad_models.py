@@ -8,6 +8,7 @@ import pytest
 
 from sae_mlflow.config import ModelSettings
 from sae_mlflow.errors import UserError
+from sae_mlflow.lm.files import weights_hash
 from sae_mlflow.lm.loading import hookpoint_widths, load_language_model, load_tokenizer, model_shape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,3 +77,17 @@ def test_a_tokenizer_file_that_is_none_is_one_sentence(model):
         (Path(settings.name) / "tokenizer.json").write_text(text)
         with pytest.raises(UserError, match="has no tokenizer that loads"):
             load_tokenizer(settings)
+
+
+def test_a_link_to_weights_that_are_not_there_is_named(model):
+    """As in a Hub snapshot that was copied with its links as links."""
+    settings = model()
+    file = Path(settings.name) / "model.safetensors"
+    file.unlink()
+    file.symlink_to("../../blobs/0123")
+    with pytest.raises(UserError) as error:
+        weights_hash(settings)
+    assert str(error.value) == (
+        f"{file} can't be read: it is a link to ../../blobs/0123, which isn't there. Copy the "
+        "model with what its links lead to (cp -rL), or fetch it again."
+    )
