@@ -71,7 +71,7 @@ def read(folder: Path) -> StoredSAE:
     weights = {}
     for theirs, weight in found.items():
         name, turned = ours.get(theirs, (theirs, False))
-        weights[name] = weight.t() if turned else weight
+        weights[name] = weight.t() if turned and weight.ndim == 2 else weight
     d_in = stored_sae.whole_number(config, "d_in", file)
     d_sae = config.get("num_latents")
     if not d_sae:
