@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from sae_mlflow.errors import UserError, did_you_mean, known
+from sae_mlflow.errors import UserError, did_you_mean, known, reason_of
 
 # need a closure, or gradients of another layout
 _UNFIT = {"LBFGS", "SparseAdam", "Optimizer"}
@@ -54,8 +54,8 @@ def check_optimizer(name: str, options: Mapping[str, Any]) -> None:
 
 def _unusable(name: str, options: Mapping[str, Any], error: Exception) -> str:
     given = f" with train.optimizer_options = {dict(options)}" if options else ""
-    text = (str(error).strip().splitlines() or [""])[0].rstrip(".:")
-    return f"train.optimizer = {name!r} can't be used here{given}: {type(error).__name__}: {text}."
+    reason = f"{type(error).__name__}: {reason_of(error)}"
+    return f"train.optimizer = {name!r} can't be used here{given}: {reason}."
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], longest: float) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sae_mlflow.config import EMBEDDED_MODEL, ModelSettings
 from sae_mlflow.digests import sha256_of
-from sae_mlflow.errors import UserError
+from sae_mlflow.errors import UserError, reason_of
 from sae_mlflow.folders import cache_folder, is_folder, make_folder, user_path
 from sae_mlflow.lm import embedded
 from sae_mlflow.whole_file import whole_file
@@ -193,7 +193,7 @@ def _unreadable(file: Path, error: OSError) -> str:
             f"{file} can't be read: it is a link to {file.readlink()}, which isn't there. Copy the "
             "model with what its links lead to (cp -rL), or fetch it again."
         )
-    return f"{file} can't be read: {error.strerror}. See to the file, or fetch the model again."
+    return f"{file} can't be read: {reason_of(error)}. See to the file, or fetch the model again."
 
 
 def _read_memo(file: Path) -> dict[str, str]:
