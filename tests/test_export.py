@@ -313,3 +313,20 @@ def test_what_a_config_says_beside_the_sae_keeps_none_from_being_written(wrong, 
     metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
     change_config(folder, metadata=metadata | wrong)
     load_sae(exported(folder, "dictionary_learning"))
+
+
+@pytest.mark.parametrize("value", [2.5, "false", [], {"a": 1}, 0])
+def test_what_decides_how_weights_are_meant_is_true_or_false(value, folder):
+    saved(folder, "topk")
+    out = exported(folder, "sparsify")
+    for home, key in [
+        (folder, "apply_b_dec_to_input"),
+        (folder, "rescale_acts_by_decoder_norm"),
+        (out, "transcode"),
+        (out, "skip_connection"),
+    ]:
+        whole = (home / "cfg.json").read_text()
+        change_config(home, **{key: value})
+        with pytest.raises(UserError, match=rf"{key} is .*; it has to be true or false\."):
+            load_sae(home)
+        (home / "cfg.json").write_text(whole)

@@ -62,7 +62,9 @@ def read(folder: Path) -> StoredSAE:
             f"{file}: activation = {config['activation']!r} can't be read, only 'topk'. "
             "Train it with activation topk, or use sparsify itself."
         )
-    skips, transcodes = bool(config.get("skip_connection")), bool(config.get("transcode"))
+    skips, transcodes = (
+        stored_sae.flag(config, key, False, file) for key in ("skip_connection", "transcode")
+    )
     if skips and not transcodes:
         raise UserError(
             f"{file}: skip_connection without transcode can't be read. Only transcoders have one."

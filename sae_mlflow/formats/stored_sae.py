@@ -127,6 +127,14 @@ def whole_number(config: dict[str, Any], key: str, file: Path) -> int:
     return value
 
 
+def flag(config: dict[str, Any], key: str, default: bool, file: Path) -> bool:
+    """A config's yes or no."""
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise UserError(f"{file}: {key} is {value!r}; it has to be true or false.")
+    return value
+
+
 def _check_matrix(name: str, keys: tuple[str, str], stored: StoredSAE, file: Path) -> None:
     sizes = tuple(whole_number(stored.config, key, file) for key in keys)
     if name not in stored.weights:
