@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 from xxhash import xxh3_64
 
+from sae_mlflow.digests import sha256_of
 from sae_mlflow.errors import UserError
 from sae_mlflow.folders import cache_folder, make_folder
 from sae_mlflow.secrets import without_secrets
@@ -163,8 +164,3 @@ def _verify(file: Path, expected: str, asset: Asset) -> None:
             f"{asset.version} is pinned to: sha256 {got}, expected {expected}. Nothing was kept. "
             "Try again after `pip cache purge`, or with another index (PIP_INDEX_URL)."
         )
-
-
-def sha256_of(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -25,3 +25,10 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The nearest of the names there are, as a sentence and a space; empty where none is near."""
     near = difflib.get_close_matches(name, list(names), n=1)
     return f"Did you mean {near[0]}? " if near else ""
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of somebody else's code says, in one line without a full stop."""
+    said = error.strerror if isinstance(error, OSError) else None
+    lines = (said or str(error)).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".:")

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from sae_mlflow.errors import UserError, did_you_mean, known
+from sae_mlflow.errors import UserError, did_you_mean, known, reason_of
 
 # need a closure, or gradients of another layout
 _UNFIT = {"LBFGS", "SparseAdam", "Optimizer"}
+# set here, or for steps that are recorded or derived, as none is here
+_NO_OPTIONS = {"params", "lr", "capturable", "differentiable"}
 
 
 def make_optimizer(
@@ -23,23 +25,37 @@ def make_optimizer(
         UserError: torch has none of that name, or it doesn't take these options or parameters.
     """
     optimizer = _find(name)
-    takes = inspect.signature(optimizer).parameters
-    chosen = {"lr": 0.0} | ({"fused": True} if "fused" in takes else {}) | dict(options)
-    unknown = sorted(chosen.keys() - takes.keys())
+    takes = inspect.signature(optimizer).parameters.keys() - _NO_OPTIONS
+    unknown = sorted(options.keys() - takes)
     if unknown:
+        hint = "The learning rate is train.learning_rate. " if "lr" in unknown else ""
         raise UserError(
             f"train.optimizer_options: {optimizer.__name__} doesn't take {known(unknown)}. "
-            f"It takes {known(sorted(takes.keys() - {'params', 'lr', 'fused'}))}."
+            f"{hint}It takes {known(sorted(takes))}."
         )
+    fused = {"fused": True} if "fused" in takes and not options.get("foreach") else {}
     try:
-        return optimizer(parameters, **chosen)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"train.optimizer = {name!r} can't be used here: {error}.") from None
+        return optimizer(parameters, **{"lr": 0.0} | fused | dict(options))
+    except Exception as error:  # options get anywhere in torch's code, which raises what comes
+        raise UserError(_unusable(name, options, error)) from None
 
 
 def check_optimizer(name: str, options: Mapping[str, Any]) -> None:
-    """Raise the UserError that `make_optimizer` would, before anything is trained."""
-    make_optimizer(name, options, [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, 2))])
+    """Raise a UserError where none can be made or take a step, before anything is trained."""
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, 2))]
+    optimizer = make_optimizer(name, options, parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    try:
+        optimizer.step()
+    except Exception as error:  # as above
+        raise UserError(_unusable(name, options, error)) from None
+
+
+def _unusable(name: str, options: Mapping[str, Any], error: Exception) -> str:
+    given = f" with train.optimizer_options = {dict(options)}" if options else ""
+    reason = f"{type(error).__name__}: {reason_of(error)}"
+    return f"train.optimizer = {name!r} can't be used here{given}: {reason}."
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], longest: float) -> None:

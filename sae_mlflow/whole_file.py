@@ -1,4 +1,8 @@
-"""A file that is written whole or not at all."""
+"""A file that is written whole or not at all, whenever its writer may end.
+
+That holds for processes that are killed. It isn't synced: what a machine had written last may be
+empty or missing after its power was cut.
+"""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +19,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     The folder is made where it is missing. After an exception `path` is as it was before.
 
     Raises:
-        UserError: the folder or the file can't be written.
+        UserError: the folder or the file can't be written. What the block reads elsewhere raises
+            its own errors.
     """
     # the suffix stays the last part: writers choose the format by it
     temporary = path.with_name(f".{os.getpid()}-writing{path.suffix}")
@@ -24,12 +29,22 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
+        if not _is_of(path, temporary, error):
+            raise
         raise UserError(
             f"{path} can't be written: {_reason(path, error)}. Choose a folder that can be."
         ) from None
     finally:
         if temporary.is_file():
             temporary.unlink()
+
+
+def _is_of(path: Path, temporary: Path, error: OSError) -> bool:
+    """Whether an error is the target's: a write to an open file names none, a copy names both."""
+    named = [error.filename, error.filename2]
+    about = [Path(os.fsdecode(name)) for name in named if isinstance(name, str | bytes)]
+    ours = {path, *path.parents}
+    return not about or any(each.name == temporary.name or each in ours for each in about)
 
 
 def _reason(path: Path, error: OSError) -> str:

@@ -268,9 +268,9 @@ def test_the_cache_is_listed_and_pruned(tiny_settings: Make) -> None:
     assert entries[1].bytes == sum(f.stat().st_size for f in old.folder.iterdir())
     with pytest.raises(UserError, match=rf"'nope'. There are: {new.key}, {old.key}"):
         cache.prune_cache(["nope"])
-    assert cache.prune_cache(older_than_days=1) == entries[1].bytes
+    assert cache.prune_cache(older_than_days=1).freed == entries[1].bytes
     assert [entry.key for entry in cache.list_cache()] == [new.key]
-    assert cache.prune_cache([new.key]) == entries[0].bytes
+    assert cache.prune_cache([new.key]).freed == entries[0].bytes
     assert cache.list_cache() == []
 
 
@@ -285,6 +285,6 @@ def test_an_entry_that_is_being_written_is_not_pruned(tiny_settings: Make) -> No
     plan = planned(tiny_settings())
     fill = fill_activations(plan, load_language_model(plan.settings.model))
     next(fill)
-    assert cache.prune_cache(everything=True) == 0
+    assert cache.prune_cache(everything=True).freed == 0
     fill.close()
-    assert cache.prune_cache(everything=True) > 0
+    assert cache.prune_cache(everything=True).freed > 0

@@ -199,7 +199,7 @@ def test_facts_that_a_disk_has_changed_are_named_and_hide_no_entry(tiny_settings
     assert found.startswith("meta.json: it ")
     assert not planned(plan.settings).missing  # a person reads the facts; the rows are whole
     (plan.folder / "meta.json").unlink()
-    assert cache.prune_cache([plan.key]) > 0
+    assert cache.prune_cache([plan.key]).freed > 0
 
 
 def test_the_disk_fills_while_activations_are_written(tiny_settings, tmp_path, monkeypatch):

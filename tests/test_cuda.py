@@ -8,7 +8,9 @@ from random_saes import assert_agree, gradients, made
 from test_architectures import CASES
 
 from sae_mlflow.activations.norms import NormCheck
+from sae_mlflow.config import ModelSettings
 from sae_mlflow.errors import UserError
+from sae_mlflow.lm.loading import load_language_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -55,3 +57,14 @@ def test_a_gpu_is_asked_for_changed_rows_at_the_end_and_now_and_then():
     with pytest.raises(UserError, match="row 6"):
         for _ in range(64):
             check.see(rows, whole[:4])
+
+
+def test_a_model_that_the_gpu_has_no_room_for_is_bad_input(tiny_model):
+    model = ModelSettings(name=str(tiny_model), layers=(1,), device="cuda")
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(0.0)
+    try:
+        with pytest.raises(UserError, match="can't be loaded: .*memory.*Choose a smaller"):
+            load_language_model(model)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

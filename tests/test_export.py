@@ -281,3 +281,52 @@ def test_a_config_of_sparsify_that_does_not_fit_is_refused(change, message, fold
     (out / "cfg.json").write_text(json.dumps(json.loads((out / "cfg.json").read_text()) | change))
     with pytest.raises(UserError, match=message):
         load_sae(out)
+
+
+@pytest.mark.parametrize("widths", [["a"], [-4, 14], [4.0, 6.0], [[4, 6]], [0, 10], 10, None])
+def test_a_crosscoders_widths_are_whole_numbers_over_0(widths, folder):
+    saved(folder, "crosscoder")
+    change_config(folder, widths=widths)
+    with pytest.raises(UserError, match="widths = .*; they have to be the layers' widths, d_in ="):
+        load_sae(folder)
+
+
+def test_a_size_is_held_against_the_weights_before_memory_is_asked_for(folder):
+    saved(folder, "topk_transcoder")
+    change_config(folder, d_out=10**30)
+    with pytest.raises(UserError, match=r"d_sae, d_out = \(96, 10{30}\), but its W_dec is \[96, 7"):
+        load_sae(folder)
+
+
+def test_a_matrix_of_sparsify_with_a_dimension_too_many_is_refused(folder):
+    saved(folder, "topk")
+    file = exported(folder, "sparsify") / "sae.safetensors"
+    weights = load_file(file)
+    save_file(weights | {"encoder.weight": weights["encoder.weight"][None]}, file)
+    with pytest.raises(UserError, match=r"its W_enc is \[1, 96, 10\]"):
+        load_sae(file.parent)
+
+
+@pytest.mark.parametrize("wrong", [{"k": "a"}, {"k": 10**30}, {"hookpoints_in": 5}, {"k": [1]}])
+def test_what_a_config_says_beside_the_sae_keeps_none_from_being_written(wrong, folder):
+    saved(folder, "batchtopk")
+    metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
+    change_config(folder, metadata=metadata | wrong)
+    load_sae(exported(folder, "dictionary_learning"))
+
+
+@pytest.mark.parametrize("value", [2.5, "false", [], {"a": 1}, 0])
+def test_what_decides_how_weights_are_meant_is_true_or_false(value, folder):
+    saved(folder, "topk")
+    out = exported(folder, "sparsify")
+    for home, key in [
+        (folder, "apply_b_dec_to_input"),
+        (folder, "rescale_acts_by_decoder_norm"),
+        (out, "transcode"),
+        (out, "skip_connection"),
+    ]:
+        whole = (home / "cfg.json").read_text()
+        change_config(home, **{key: value})
+        with pytest.raises(UserError, match=rf"{key} is .*; it has to be true or false\."):
+            load_sae(home)
+        (home / "cfg.json").write_text(whole)

@@ -1,5 +1,6 @@
 """The model registry on a real SQLite store: what is registered, promoted, and outlives its run."""
 
+import math
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import mlflow
 import pytest
 import torch
 import yaml
-from saved_saes import saved
+from safetensors.torch import load_file, save_file
+from saved_saes import change_config, saved
 
 from sae_mlflow import __main__ as cli
 from sae_mlflow import load_sae
@@ -267,6 +269,25 @@ def test_the_commands_register_promote_and_export(
             )
             torch.testing.assert_close(load_sae(out).encode(acts), wanted)
     assert f"topk SAE, 10 -> 96 latents, as pt in {out}" in capsys.readouterr().out
+
+
+def test_an_sae_whose_weights_are_no_numbers_is_not_exported(
+    store, trained, sae_folder, monkeypatch, capsys, tmp_path
+):
+    """`load_sae` opens all that is exported."""
+    run = store.reopen(trained())
+    broken = Path(shutil.copytree(sae_folder[0], tmp_path / "sae"))
+    change_config(broken)
+    weights = load_file(broken / "sae_weights.safetensors")
+    weights["W_dec"][0, 0] = math.nan
+    save_file(weights, broken / "sae_weights.safetensors")
+    run.log_folder(broken, "sae")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    out = tmp_path / "out"
+    words = ("--run", run.run_id, "--format", "pt", "--output", str(out))
+    assert command(monkeypatch, "export", *words) == 2
+    assert "weights that aren't numbers (NaN or infinity): 1 of 960" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,17 @@ def test_at_every_address_it_answers_to_given_names_alone(board):
             assert status_of(local, host) == 421
 
 
+def test_at_port_80_browsers_name_no_port(board):
+    try:
+        with serving(board, 80, "127.0.0.80", ("watch.example",)) as address:
+            for host in ("127.0.0.80", "watch.example", "127.0.0.80:80"):
+                assert status_of(address, host, PAGE) == 200
+            for host in ("127.0.0.81", "evil.example", "127.0.0.80:81"):
+                assert status_of(address, host, PAGE) == 421
+    except UserError as error:
+        pytest.skip(str(error))  # only some may listen there
+
+
 def test_a_host_is_an_address(board):
     for host in ("localhost", "example.com", "", "127.0.0.1:80", "a b"):
         with pytest.raises(UserError, match="in numbers"), serving(board, None, host):

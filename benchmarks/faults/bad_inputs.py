@@ -5,10 +5,12 @@ cached activations, checkpoints, journals, SAEs, histories, the store itself. Th
 time, by a seed.
 """
 
+import json
 import pickle
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -90,6 +92,8 @@ _WORDS = {
     ),
 }
 _CHECKED = {"activations", "checkpoint", "SAE"}
+_CONFIGS = {"language model": "config.json", "SAE": "cfg.json"}
+_JSON_VALUES = (None, 0, -3, 2.5, True, "three", [], ["a"], {}, {"a": 5})
 
 
 def bad_inputs(spoiled: Spoiled, a_kind: int) -> Iterator[BadInput]:
@@ -104,6 +108,13 @@ def bad_inputs(spoiled: Spoiled, a_kind: int) -> Iterator[BadInput]:
         assert files, f"a home has no file of kind {kind}"
         for n in range(a_kind):
             yield _damaged(rng, kind, files[n % len(files)], words[n % len(words)])
+    rng = random.Random(7)  # its own, so that the others are as they were
+    for kind, name in _CONFIGS.items():
+        (path,) = (file for file in spoiled.files(kind) if file.name == name)
+        keys = sorted(json.loads(spoiled.whole(kind, path)).keys() - {"sha256"})
+        for n in range(a_kind):
+            words = _WORDS[kind][n % len(_WORDS[kind])]
+            yield _wrong_value(kind, path, rng.choice(keys), rng.choice(_JSON_VALUES), words)
 
 
 def _wrong_settings() -> Iterator[BadInput]:
@@ -146,6 +157,18 @@ def _damaged(rng: random.Random, kind: str, path: Path, words: str) -> BadInput:
     return BadInput(
         kind, f"{path}: {how} at {place:.3f}", words.split(), spoil, kind in _CHECKED and not untold
     )
+
+
+def _wrong_value(kind: str, path: Path, key: str, value: Any, words: str) -> BadInput:
+    """A config whose key has another value; without a checksum, so that the value itself is met."""
+
+    def spoil(folder: Path) -> None:
+        file = folder / path
+        config = json.loads(file.read_bytes()) | {key: value}
+        config.pop("sha256", None)
+        file.write_text(json.dumps(config))
+
+    return BadInput(kind, f"{path}: {key} = {json.dumps(value)}", words.split(), spoil)
 
 
 def _changed(whole: bytes, how: str, place: float, bit: int, pwned: Path) -> bytes:

@@ -100,6 +100,10 @@ class Spoiled:
         files = [file.relative_to(at) for file in found if file.is_file() and file.stat().st_size]
         return files[-1:] if kind == "checkpoint" else files
 
+    def whole(self, kind: str, path: Path) -> bytes:
+        """What a file of `files` holds before it is spoiled."""
+        return (self._kept / _HOMES.get(kind, "finished") / path).read_bytes()
+
     def _make(self) -> None:
         folder = self.home.folder
         text = make_text(folder.with_name("text.txt"))

@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from filelock import FileLock, Timeout
 
 from sae_mlflow import naming
 from sae_mlflow.disk import free_bytes, in_units
-from sae_mlflow.errors import UserError, known
-from sae_mlflow.folders import cache_folder, make_folder
+from sae_mlflow.errors import UserError, known, reason_of
+from sae_mlflow.folders import CACHE_VARIABLE, cache_folder, is_file, make_folder
 
 _LOCKS = "locks"
 
@@ -27,6 +27,26 @@ def lock_of(key: str) -> FileLock:
     """Held by the process that writes to, or deletes, an entry."""
     locks = make_folder(activations_folder() / _LOCKS)
     return FileLock(locks / f"{key}.lock")
+
+
+def take(lock: FileLock, timeout: float = -1) -> None:
+    """
+    Args:
+        timeout: seconds to wait for it; -1 means as long as it takes.
+
+    Raises:
+        Timeout: another process has it still.
+        UserError: this process may not have it, as where it is another user's.
+    """
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"The lock {lock.lock_file} can't be taken: {reason_of(error)}. Ask its owner to let "
+            f"you write to it, or point {CACHE_VARIABLE} at a folder of your own."
+        ) from None
 
 
 def check_disk(needed_bytes: int) -> None:
@@ -91,9 +111,19 @@ def _entry(folder: Path) -> CacheEntry:
         text=str(facts.get("text", "?")),
         hookpoints=_hookpoints(folder),
         tokens=tokens if isinstance(tokens, int) else 0,
-        bytes=sum(file.stat().st_size for file in folder.iterdir()),
-        last_used=(used if used.exists() else folder).stat().st_mtime,
+        bytes=_bytes_in(folder),
+        last_used=(used if is_file(used) else folder).stat().st_mtime,
     )
+
+
+def _bytes_in(folder: Path) -> int:
+    """Of the files that are there still and that this process may see."""
+    total = 0
+    with suppress(OSError):
+        for file in folder.iterdir():
+            with suppress(OSError):
+                total += file.stat().st_size
+    return total
 
 
 def _hookpoints(folder: Path) -> tuple[str, ...]:
@@ -117,34 +147,57 @@ def named_entries(keys: Collection[str]) -> list[CacheEntry]:
     return entries
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """What a pruning came to."""
+
+    freed: int
+    """Bytes."""
+    left: Mapping[str, str]
+    """Entries that were chosen and stay, by key: why."""
+
+
 def prune_cache(
     keys: Collection[str] = (), *, older_than_days: float | None = None, everything: bool = False
-) -> int:
-    """Delete entries of the activation cache and return how many bytes that freed.
+) -> Pruned:
+    """Delete entries of the activation cache.
 
     Args:
         keys: entries to delete.
         older_than_days: also those not used for so many days.
         everything: all of them.
 
-    An entry that is being written at the moment stays.
+    An entry that is being written at the moment stays, and so does another user's.
 
     Raises:
         UserError: there is no entry of a given key.
     """
     entries = named_entries(keys)
     before = -math.inf if older_than_days is None else time.time() - older_than_days * 86_400
-    return sum(
-        _delete(entry)
-        for entry in entries
-        if everything or entry.key in keys or entry.last_used < before
-    )
+    freed, left = 0, {}
+    for entry in entries:
+        if everything or entry.key in keys or entry.last_used < before:
+            reason = _delete(entry.key)
+            freed += entry.bytes - _bytes_in(activations_folder() / entry.key)
+            if reason:
+                left[entry.key] = reason
+    return Pruned(freed, left)
 
 
-def _delete(entry: CacheEntry) -> int:
+def _delete(key: str) -> str:
+    """Why it stays; empty where it has gone."""
+    lock = lock_of(key)
     try:
-        with lock_of(entry.key).acquire(timeout=0):
-            shutil.rmtree(activations_folder() / entry.key, ignore_errors=True)
+        take(lock, timeout=0)
     except Timeout:
-        return 0
-    return entry.bytes
+        return "it is being written"
+    except UserError as error:
+        return str(error)
+    folder = activations_folder() / key
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        return f"{folder} can't be removed: {reason_of(error)}"
+    finally:
+        lock.release()
+    return ""

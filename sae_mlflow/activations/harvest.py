@@ -12,8 +12,8 @@ from sae_mlflow.activations.checksums import FORMAT
 from sae_mlflow.activations.finite import check_finite
 from sae_mlflow.activations.plan import ActivationPlan, all_windows, starts_of
 from sae_mlflow.disk import free_bytes, in_units, is_full
-from sae_mlflow.errors import UserError
-from sae_mlflow.folders import make_folder
+from sae_mlflow.errors import UserError, reason_of
+from sae_mlflow.folders import CACHE_VARIABLE, make_folder
 from sae_mlflow.lm.hookpoints import LanguageModel
 
 log = logging.getLogger(__name__)
@@ -26,20 +26,19 @@ def fill_activations(plan: ActivationPlan, lm: LanguageModel) -> Iterator[int]:
     Another process that fills the same entry is waited for, and what it wrote is used.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or the entry may not be written.
     """
     lock = cache.lock_of(plan.key)
     try:
-        lock.acquire(timeout=0)
+        cache.take(lock, timeout=0)
     except Timeout:
         log.info("Waiting for another process that is writing the same activations")
-        lock.acquire()
+        cache.take(lock)
     try:
         yield from _fill(plan, lm)
     except OSError as error:
-        if not is_full(error):
-            raise
-        raise UserError(_disk_full(plan)) from None
+        said = _disk_full(plan) if is_full(error) else _unwritable(plan, error)
+        raise UserError(said) from None
     finally:
         lock.release()
 
@@ -75,6 +74,13 @@ def _disk_full(plan: ActivationPlan) -> str:
         f"The disk is full: {in_units(left)} of activations are still to be written to "
         f"{plan.folder}, which has {in_units(free_bytes(plan.folder))} free. Make room "
         "(`sae-mlflow cache prune`) and run again: what was written is kept."
+    )
+
+
+def _unwritable(plan: ActivationPlan, error: OSError) -> str:
+    return (
+        f"Activations can't be written to {error.filename or plan.folder}: {reason_of(error)}. Ask "
+        f"its owner to let you write to it, or point {CACHE_VARIABLE} at a folder of your own."
     )
 
 

@@ -90,5 +90,7 @@ def cache_prune(
 
     if not keys and older_than_days is None and not everything:
         raise UserError("Nothing was chosen. Give keys (`cache list`), --older-than-days or --all.")
-    freed = prune_cache(keys=keys or [], older_than_days=older_than_days, everything=everything)
-    say(f"freed {in_units(freed)}")
+    pruned = prune_cache(keys=keys or [], older_than_days=older_than_days, everything=everything)
+    for key, reason in pruned.left.items():
+        say(f"left    {key}: {reason}")
+    say(f"freed {in_units(pruned.freed)}")

@@ -31,6 +31,7 @@ def export_command(
     if not output:
         raise UserError("--output is empty. Name a new folder.")
     from sae_mlflow.formats.sae_files import check_format, export_sae, read_stored
+    from sae_mlflow.formats.stored_sae import build
     from sae_mlflow.tracking.contents import SAE_FOLDER
     from sae_mlflow.tracking.store import Store
 
@@ -40,7 +41,8 @@ def export_command(
         from sae_mlflow.registry import layer_run
 
         source = f"runs:/{layer_run(Store(tracking_uri or None), run).run_id}/{SAE_FOLDER}"
-    stored, _ = read_stored(source, tracking_uri=tracking_uri or None)
+    stored, file = read_stored(source, tracking_uri=tracking_uri or None)
+    build(stored, file)  # what `load_sae` refuses is no export
     folder = user_path(output)
     export_sae(stored, format_, folder)
     sizes = f"{stored.config['d_in']} -> {stored.config['d_sae']}"

@@ -31,6 +31,8 @@ def evaluate_layers(
 ) -> None:
     """Log what the LM loses to each layer's SAE, as it stands in the store; fills in the rows.
 
+    A row is filled in once its run has the figures, so that work cut off may be begun again.
+
     Args:
         all_acts: what each row's SAE was trained on.
 
@@ -44,8 +46,8 @@ def evaluate_layers(
         ]
         found = evaluate(splicer, windows, stand_ins, tokens=settings.evaluate.tokens)
         for (row, _), evaluation in zip(group, found, strict=True):
-            row.evaluation.update(evaluation.metrics)
             _log(store, settings, row, evaluation)
+            row.evaluation.update(evaluation.metrics)
 
 
 def stored_stand_in(

@@ -22,7 +22,7 @@ from sae_mlflow.evaluation.page import Card
 from sae_mlflow.evaluation.splice import Splicer
 from sae_mlflow.evaluation.stored_settings import stored_settings
 from sae_mlflow.formats.sae_files import CONFIG_FILE as SAE_CONFIG_FILE
-from sae_mlflow.formats.stored_sae import whole_number
+from sae_mlflow.formats.stored_sae import hookpoints, whole_number
 from sae_mlflow.formats.weight_files import read_json
 from sae_mlflow.lm.hookpoints import LanguageModel
 from sae_mlflow.lm.loading import load_language_model, load_tokenizer
@@ -155,13 +155,13 @@ def _read(store: Store, row: RunRow, request: Request, scratch: Path) -> _Traine
     file = store.download(f"runs:/{row.run_id}/{SAE_FOLDER}/{SAE_CONFIG_FILE}", scratch)
     config = read_json(file)
     check_named(request.named, whole_number(config, "d_sae", Path(file.name)))
-    site = _site(row, config.get("metadata", {}))
+    site = _site(row, config)
     return _Trained(row, stored_settings(settings, request.trust_remote_code), site)
 
 
-def _site(row: RunRow, about: Mapping[str, Any]) -> Site:
+def _site(row: RunRow, config: Mapping[str, Any]) -> Site:
     """Where an SAE stands, as its own config says."""
-    reads, writes = (tuple(about.get(f"hookpoints_{side}", ())) for side in ("in", "out"))
+    reads, writes = hookpoints(config, "in"), hookpoints(config, "out")
     if not reads or not writes:
         raise UserError(
             f"Its {SAE_CONFIG_FILE} names no hookpoints_in and hookpoints_out. Train it again."

@@ -80,14 +80,15 @@ def _class_of(stored: StoredSAE) -> tuple[str, int | None]:
         case "gated":
             return "GatedAutoEncoder", None
     k, threshold = stored.config.get("metadata", {}).get("k"), stored.weights["threshold"]
-    if k is not None and bool((threshold == threshold[0]).all()):
+    is_one = type(k) is int and 0 < k <= stored.config["d_sae"]
+    if is_one and bool((threshold == threshold[0]).all()):
         return "BatchTopKSAE", k
     return "JumpReluAutoEncoder", None
 
 
 def _trainer(stored: StoredSAE, dict_class: str, k: int | None) -> dict[str, Any]:
     about = stored.config.get("metadata", {})
-    hookpoint = next(iter(about.get("hookpoints_in", ())), "")
+    hookpoint = next(iter(stored_sae.hookpoints(stored.config, "in")), "")
     return {
         "trainer_class": "sae_mlflow",
         "dict_class": dict_class,

@@ -4,9 +4,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
+from safetensors import SafetensorError
+
 from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
-from sae_mlflow.errors import UserError, known
+from sae_mlflow.errors import UserError, known, reason_of
 from sae_mlflow.folders import is_file, is_folder, user_path
 from sae_mlflow.formats import dictionary_learning, pt, sae_lens, sparsify, stored_sae
 from sae_mlflow.formats.stored_sae import StoredSAE
@@ -15,6 +17,9 @@ from sae_mlflow.sae import SAE
 CONFIG_FILE = sae_lens.CONFIG_FILE
 
 STORE_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
+
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
+"""What a full disk makes of writing: the file system's own error, or that of safetensors, torch."""
 
 # Where a registered model keeps its copy of the SAE's folder.
 _IN_MODEL = Path("artifacts") / "sae"
@@ -71,9 +76,9 @@ def export_sae(stored: StoredSAE, format_name: str, folder: Path) -> None:
         if any(folder.iterdir()):
             raise UserError(f"{folder} is not empty. Name a new folder.")
         FORMATS[format_name].write(stored, folder)
-    except OSError as error:
+    except WRITE_ERRORS as error:
         raise UserError(
-            f"{folder} can't be written: {error.strerror}. Name a folder that can."
+            f"{folder} can't be written: {reason_of(error)}. Name a folder that can."
         ) from None
 
 

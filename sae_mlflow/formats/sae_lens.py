@@ -121,10 +121,11 @@ def _in_our_terms(
     architecture: str, config: dict[str, Any], weights: dict[str, Tensor], file: Path
 ) -> dict[str, Tensor]:
     """Weights for an SAE that centres its input, and chooses latents by pre-activations alone."""
-    centring = config.get("apply_b_dec_to_input", stored_sae.centres(architecture))
-    rescales = bool(config.get("rescale_acts_by_decoder_norm")) and architecture == "topk"
+    centres = stored_sae.centres(architecture)
+    centring = stored_sae.flag(config, "apply_b_dec_to_input", centres, file)
+    rescaling = stored_sae.flag(config, "rescale_acts_by_decoder_norm", False, file)
     if architecture not in AUTOENCODERS:
-        if centring != stored_sae.centres(architecture):
+        if centring != centres:
             subtracts = "nothing" if centring else "b_dec"
             raise UserError(
                 f"{file}: apply_b_dec_to_input = {json.dumps(centring)}, but a {architecture} "
@@ -134,4 +135,5 @@ def _in_our_terms(
         return weights
     stored_sae.check_shapes(architecture, weights, file.with_name(WEIGHTS_FILE))
     weights = weights if centring else stored_sae.centred(weights)
+    rescales = rescaling and architecture == "topk"
     return stored_sae.unit_decoder(weights) if rescales else weights

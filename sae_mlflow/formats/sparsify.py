@@ -62,7 +62,9 @@ def read(folder: Path) -> StoredSAE:
             f"{file}: activation = {config['activation']!r} can't be read, only 'topk'. "
             "Train it with activation topk, or use sparsify itself."
         )
-    skips, transcodes = bool(config.get("skip_connection")), bool(config.get("transcode"))
+    skips, transcodes = (
+        stored_sae.flag(config, key, False, file) for key in ("skip_connection", "transcode")
+    )
     if skips and not transcodes:
         raise UserError(
             f"{file}: skip_connection without transcode can't be read. Only transcoders have one."
@@ -71,7 +73,7 @@ def read(folder: Path) -> StoredSAE:
     weights = {}
     for theirs, weight in found.items():
         name, turned = ours.get(theirs, (theirs, False))
-        weights[name] = weight.t() if turned else weight
+        weights[name] = weight.t() if turned and weight.ndim == 2 else weight
     d_in = stored_sae.whole_number(config, "d_in", file)
     d_sae = config.get("num_latents")
     if not d_sae:

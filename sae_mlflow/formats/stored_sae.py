@@ -3,9 +3,10 @@
 The scale of training is folded in, so that its weights work on the LM's raw activations.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -85,16 +86,28 @@ def build(stored: StoredSAE, file: Path) -> SAE:
     """
     config, weights = stored.config, stored.weights
     check_architecture(stored.architecture, file)
-    sizes = tuple(whole_number(config, key, file) for key in ("d_in", "d_sae"))
+    transcodes = stored.architecture.endswith("_transcoder")
     # before memory is asked for: a wrong size may be any number
-    if "W_enc" in weights and tuple(weights["W_enc"].shape) != sizes:
-        shape = list(weights["W_enc"].shape)
-        raise UserError(f"{file} says d_in, d_sae = {sizes}, but its W_enc is {shape}.")
+    _check_matrix("W_enc", ("d_in", "d_sae"), stored, file)
+    _check_matrix("W_dec", ("d_sae", "d_out" if transcodes else "d_in"), stored, file)
     _check_hyperparameters(config, file)
     sae = sae_from_config(config)
     _check_weights(sae, weights, file)
     sae.load_state_dict(weights)
     return sae
+
+
+def hookpoints(config: Mapping[str, Any], side: str) -> tuple[str, ...]:
+    """Where an SAE stands, as its config says; empty where that doesn't.
+
+    Args:
+        side: `in`, what it reads, or `out`, what it reconstructs.
+    """
+    about = config.get("metadata")
+    names = about.get(f"hookpoints_{side}") if isinstance(about, dict) else None
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return ()
 
 
 def check_architecture(architecture: object, file: Path) -> None:
@@ -114,20 +127,41 @@ def whole_number(config: dict[str, Any], key: str, file: Path) -> int:
     return value
 
 
+def flag(config: dict[str, Any], key: str, default: bool, file: Path) -> bool:
+    """A config's yes or no."""
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise UserError(f"{file}: {key} is {value!r}; it has to be true or false.")
+    return value
+
+
+def _check_matrix(name: str, keys: tuple[str, str], stored: StoredSAE, file: Path) -> None:
+    sizes = tuple(whole_number(stored.config, key, file) for key in keys)
+    if name not in stored.weights:
+        raise UserError(f"{file} and its weights don't belong together: {name} is missing.")
+    shape = tuple(stored.weights[name].shape)
+    if shape != sizes:
+        raise UserError(
+            f"{file} says {', '.join(keys)} = {sizes}, but its {name} is {list(shape)}."
+        )
+
+
 def _check_hyperparameters(config: dict[str, Any], file: Path) -> None:
-    if config["architecture"].endswith("_transcoder"):
-        whole_number(config, "d_out", file)
     if config["architecture"].startswith("topk"):
         k = whole_number(config, "k", file)
         if k > config["d_sae"]:
             raise UserError(f"{file}: k = {k} is larger than d_sae = {config['d_sae']}.")
     if config["architecture"] == "crosscoder":
         widths = config.get("widths")
-        if not isinstance(widths, list) or sum(widths) != config["d_in"]:
+        if not _are_widths(widths) or sum(widths) != config["d_in"]:
             raise UserError(
                 f"{file}: widths = {widths!r}; they have to be the layers' widths, "
                 f"d_in = {config['d_in']} in all."
             )
+
+
+def _are_widths(widths: object) -> TypeGuard[list[int]]:
+    return isinstance(widths, list) and all(type(w) is int and w > 0 for w in widths)
 
 
 def _check_weights(sae: SAE, weights: dict[str, Tensor], file: Path) -> None:

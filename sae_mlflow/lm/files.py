@@ -9,9 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_mlflow import assets
 from sae_mlflow.config import EMBEDDED_MODEL, ModelSettings
-from sae_mlflow.errors import UserError
+from sae_mlflow.digests import sha256_of
+from sae_mlflow.errors import UserError, reason_of
 from sae_mlflow.folders import cache_folder, is_folder, make_folder, user_path
 from sae_mlflow.lm import embedded
 from sae_mlflow.whole_file import whole_file
@@ -164,19 +164,36 @@ def _hashes(folder: Path, with_code: bool) -> Iterator[tuple[str, str]]:
     deciding = [
         file
         for file in folder.iterdir()
-        if file.name == "config.json" or file.suffix in _WEIGHT_SUFFIXES
+        if file.name == "config.json" or (file.suffix in _WEIGHT_SUFFIXES and not file.is_dir())
     ]
     for file in [*deciding, *(folder.rglob("*.py") if with_code else ())]:
-        stat = file.stat()
-        facts = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        key = " ".join(map(str, (file.resolve(), *facts)))
-        found = memo.get(key) or assets.sha256_of(file)
-        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
-            memo[key] = found
+        try:
+            found = _hash_of(file, memo)
+        except OSError as error:
+            raise UserError(_unreadable(file, error)) from None
         yield str(file.relative_to(folder)), found
     if memo != before:
         with suppress(UserError), whole_file(memo_file) as part:  # a full disk costs time alone
             part.write_text(json.dumps(memo), encoding="utf-8")
+
+
+def _hash_of(file: Path, memo: dict[str, str]) -> str:
+    stat = file.stat()
+    facts = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    key = " ".join(map(str, (file.resolve(), *facts)))
+    found = memo.get(key) or sha256_of(file)
+    if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _SETTLED_NS:
+        memo[key] = found
+    return found
+
+
+def _unreadable(file: Path, error: OSError) -> str:
+    if file.is_symlink() and not file.exists():
+        return (
+            f"{file} can't be read: it is a link to {file.readlink()}, which isn't there. Copy the "
+            "model with what its links lead to (cp -rL), or fetch it again."
+        )
+    return f"{file} can't be read: {reason_of(error)}. See to the file, or fetch the model again."
 
 
 def _read_memo(file: Path) -> dict[str, str]:

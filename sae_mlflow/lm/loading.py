@@ -1,6 +1,5 @@
 """The language model: checked by its config alone, then loaded, with its tokenizer."""
 
-import pickle
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from sae_mlflow.errors import UserError, known
 from sae_mlflow.lm import embedded
 from sae_mlflow.lm.files import check_name, locate
 from sae_mlflow.lm.hookpoints import LanguageModel, block_of
-from sae_mlflow.lm.quiet import quiet_transformers
-from sae_mlflow.lm.remote_code import code_of, needs_code, refusal, warn_of_code
+from sae_mlflow.lm.reasons import told
+from sae_mlflow.lm.remote_code import code_of, warn_of_code
 from sae_mlflow.lm.sites import sites
+
+_BAD_CONFIG = (": transformers can't use its config.json", "Fetch or save it again.")
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,32 @@ def check_model(settings: Settings) -> ModelShape:
 
 
 def model_shape(model: ModelSettings) -> ModelShape:
-    """A model's size; of the embedded one without fetching it."""
+    """A model's size; of the embedded one without fetching it.
+
+    Raises:
+        UserError: its config doesn't say.
+    """
     if model.name == EMBEDDED_MODEL:
         config: Any = SimpleNamespace(**embedded.CONFIG)
     else:
         check_name(model.name)  # in less time than it takes to import transformers
         config = _config(model).get_text_config()
+    endless = getattr(config, "max_position_embeddings", None) is None
     return ModelShape(
-        n_layers=config.num_hidden_layers,
-        d_model=config.hidden_size,
-        vocab_size=config.vocab_size,
-        max_context=getattr(config, "max_position_embeddings", None),
+        n_layers=_size(model, config, "num_hidden_layers"),
+        d_model=_size(model, config, "hidden_size"),
+        vocab_size=_size(model, config, "vocab_size"),
+        max_context=None if endless else _size(model, config, "max_position_embeddings"),
+    )
+
+
+def _size(model: ModelSettings, config: Any, key: str) -> int:
+    value = getattr(config, key, None)
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise UserError(
+        f"{model.name}: {key} in its config.json is {value!r}; it has to be a whole number over "
+        "0. Fetch or save it again."
     )
 
 
@@ -80,12 +96,11 @@ def hookpoint_widths(model: ModelSettings, hookpoints: Iterable[str]) -> dict[st
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
 
+    config = _config(model)
     # tensors that have a shape and no numbers: 7B parameters take a second and no memory
-    with FakeTensorMode(), quiet_transformers():
+    with told(model, *_BAD_CONFIG), FakeTensorMode():
         sketch = LanguageModel(
-            AutoModelForCausalLM.from_config(
-                _config(model), trust_remote_code=model.trust_remote_code
-            ),
+            AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code),
             model.name,
         )
         acts = sketch.activations(torch.zeros(2, 3, dtype=torch.long), hookpoints)
@@ -108,20 +123,13 @@ def _config(model: ModelSettings) -> Any:
     files = locate(model)
     # of a Hub model only with its name does transformers find the code as well
     place = {"revision": files.commit} if model.trust_remote_code and files.commit else {}
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(
-                files.path if place else files.folder,
-                local_files_only=not place,
-                trust_remote_code=model.trust_remote_code,
-                **place,
-            )
-    except (OSError, ValueError, KeyError) as error:
-        if needs_code(model, files.folder):
-            raise UserError(refusal(model)) from None
-        raise UserError(
-            f"{model.name}: transformers can't use its config.json: {_first_line(error)}"
-        ) from None
+    with told(model, *_BAD_CONFIG):
+        config = AutoConfig.from_pretrained(
+            files.path if place else files.folder,
+            local_files_only=not place,
+            trust_remote_code=model.trust_remote_code,
+            **place,
+        )
     if "AutoModelForCausalLM" in code_of(files.folder) and model.trust_remote_code:
         return config
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -141,63 +149,47 @@ def load_tokenizer(model: ModelSettings) -> Any:
     files = locate(model)
     from transformers import AutoTokenizer
 
-    try:
-        with quiet_transformers():
-            return AutoTokenizer.from_pretrained(
-                files.path,
-                revision=files.commit,
-                local_files_only=files.commit is None,
-                trust_remote_code=model.trust_remote_code,
-            )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if needs_code(model, files.folder):
-            raise UserError(refusal(model)) from None
-        raise UserError(
-            f"{model.name} has no tokenizer that loads: {_first_line(error)} Save one into the "
-            "model's folder with `tokenizer.save_pretrained`."
-        ) from None
+    with told(
+        model,
+        " has no tokenizer that loads",
+        "Save one into the model's folder with `tokenizer.save_pretrained`.",
+    ):
+        return AutoTokenizer.from_pretrained(
+            files.path,
+            revision=files.commit,
+            local_files_only=files.commit is None,
+            trust_remote_code=model.trust_remote_code,
+        )
 
 
 def load_language_model(model: ModelSettings) -> LanguageModel:
     """Load the weights, in `model.dtype`, onto `model.device`.
 
     Raises:
-        UserError: the model or the device isn't there, or the weights don't fit the config.
+        UserError: the model or the device isn't there, the weights don't fit the config or the
+            device's memory, or a package that they need is missing.
     """
     device = resolve_device(model.device)
     files = locate(model)
     warn_of_code(model)
     if model.name == EMBEDDED_MODEL:  # others are known by a hash of what they are now
         assets.check(files.folder)
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    try:
-        with quiet_transformers():
-            result: Any = AutoModelForCausalLM.from_pretrained(
-                files.path,
-                revision=files.commit,
-                local_files_only=files.commit is None,
-                trust_remote_code=model.trust_remote_code,
-                dtype=getattr(torch, model.dtype),
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        if needs_code(model, files.folder):
-            raise UserError(refusal(model)) from None
-        raise UserError(
-            f"{model.name} can't be loaded: {_first_line(error)} Fetch or save it again."
-        ) from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{model.name} can't be loaded: its weights hold more than tensors, and unpickling "
-            "that could run code. Get them as safetensors."
-        ) from None
-    loaded, info = result
-    missing = [n for n in info["missing_keys"] if n.startswith(f"{loaded.base_model_prefix}.")]
-    if missing:  # transformers would go on with random numbers
-        raise UserError(f"{model.name} has no weights for {known(sorted(missing), limit=3)}.")
-    return LanguageModel(loaded.to(device), model.name)
+    with told(model, " can't be loaded", "Fetch or save it again."):
+        result: Any = AutoModelForCausalLM.from_pretrained(
+            files.path,
+            revision=files.commit,
+            local_files_only=files.commit is None,
+            trust_remote_code=model.trust_remote_code,
+            dtype=getattr(torch, model.dtype),
+            output_loading_info=True,
+        )
+        loaded, info = result
+        missing = [n for n in info["missing_keys"] if n.startswith(f"{loaded.base_model_prefix}.")]
+        if missing:  # transformers would go on with random numbers
+            raise UserError(f"{model.name} has no weights for {known(sorted(missing), limit=3)}.")
+        return LanguageModel(loaded.to(device), model.name)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -221,8 +213,3 @@ def resolve_device(name: str) -> torch.device:
 
 def _accelerators() -> list[tuple[str, bool]]:
     return [("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())]
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    return text[0].rstrip(".") + "."

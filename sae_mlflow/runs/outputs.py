@@ -3,6 +3,7 @@
 Pictures among them are copies of those in the store.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 from sae_mlflow import naming
 from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
-from sae_mlflow.errors import UserError
+from sae_mlflow.errors import UserError, reason_of
 from sae_mlflow.formats import sae_files
 from sae_mlflow.history import write_history
 from sae_mlflow.plots.choice import Choice
 from sae_mlflow.plots.style import load_style
 from sae_mlflow.sae import SAE
+
+log = logging.getLogger(__name__)
 
 
 def check_folder(folder: str | None) -> None:
@@ -24,8 +27,8 @@ def check_folder(folder: str | None) -> None:
         return
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(_unwritable(folder, error.strerror)) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in it
+        raise UserError(_unwritable(folder, reason_of(error))) from None
     if not os.access(folder, os.W_OK):
         raise UserError(_unwritable(folder, "permission denied"))
 
@@ -49,12 +52,33 @@ def write_layer(
 ) -> None:
     """`{layer}_training_history.json`, `{layer}_sae/`, and `{layer}_sae.pt` where asked for.
 
+    A folder that is full by now, or closed, costs a warning: the store has it all.
+
     Args:
         sae: None where a training came to nothing.
     """
-    label = acts.site.label
     assert settings.output.dir is not None
     folder = Path(settings.output.dir) / naming.sanitise(settings.model.label)
+    try:
+        _write(folder, settings, sae, acts, history)
+    except (UserError, *sae_files.WRITE_ERRORS) as error:
+        log.warning(
+            "output.dir: the files of %s can't be written to %s: %s. The training goes on; the "
+            "store has what they hold (`sae-mlflow export`).",
+            acts.site.label,
+            folder,
+            reason_of(error),
+        )
+
+
+def _write(
+    folder: Path,
+    settings: Settings,
+    sae: SAE | None,
+    acts: LayerActivations,
+    history: Mapping[str, list[float]],
+) -> None:
+    label = acts.site.label
     folder.mkdir(parents=True, exist_ok=True)
     write_history(folder / f"{label}_training_history.json", history)
     if sae is None:
@@ -64,5 +88,5 @@ def write_layer(
         sae_files.save_pt(sae, folder / f"{label}_sae.pt", acts, settings)
 
 
-def _unwritable(folder: str, reason: str | None) -> str:
+def _unwritable(folder: str, reason: str) -> str:
     return f"output.dir: {folder} can't be written: {reason}. Choose a folder that can."

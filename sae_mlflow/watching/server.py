@@ -14,6 +14,7 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
+from http.client import HTTP_PORT
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -94,6 +95,8 @@ class _Server(ThreadingHTTPServer):
         self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         super().__init__((host, port), _Handler)
         self.own_names = {f"{name.lower()}:{self.server_port}" for name in names}
+        if self.server_port == HTTP_PORT:  # which browsers leave out
+            self.own_names |= {name.lower() for name in names}
 
     def server_bind(self) -> None:
         """Without the look-up of this machine's name, which can take seconds."""

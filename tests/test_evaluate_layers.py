@@ -1,0 +1,55 @@
+"""The evaluation at a training's end, whose store goes away meanwhile."""
+
+import sqlite3
+
+import pytest
+from cached_acts import planned
+
+from sae_mlflow.activations.layer import open_activations
+from sae_mlflow.evaluation.layers import evaluate_layers
+from sae_mlflow.lm.loading import load_language_model
+from sae_mlflow.pipeline import run_training
+from sae_mlflow.reporting.display import Display
+from sae_mlflow.tracking.journalled import JournalledStore
+from sae_mlflow.tracking.refusals import is_away
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_layer_counts_as_evaluated_once_its_run_has_the_figures(tiny_settings, tmp_path):
+    """Another process locks the store while the LM reads; the work is begun again afterwards."""
+    settings = tiny_settings(
+        "model.layers=[1]",
+        "evaluate.after_training=false",
+        "evaluate.tokens=256",
+        "plots.after_training=false",
+    )
+    file = tmp_path / "mlflow.db"
+    uri = f"sqlite:///{file}?timeout=0.1"
+    rows = run_training(settings, Display(), tracking_uri=uri).rows
+    plan, lm = planned(settings), load_language_model(settings.model)
+    store = JournalledStore(uri, print)  # of a training that is gone on with: its runs aren't known
+    other = sqlite3.connect(file, isolation_level=None)
+
+    def lock(*_):
+        if not other.in_transaction:
+            other.execute("BEGIN EXCLUSIVE")
+
+    def evaluated():
+        evaluate_layers(store, settings, lm, plan.windows, rows, open_activations(plan, lm.device))
+
+    handle = lm.model.register_forward_pre_hook(lock)
+    with pytest.raises(Exception) as error:
+        evaluated()
+    assert is_away(error.value) and rows[0].evaluation == {}
+
+    handle.remove()
+    other.execute("ROLLBACK")
+    evaluated()
+    assert store.flush()
+    store.close()
+    query = "SELECT value FROM metrics WHERE run_uuid = ? AND key = 'ce_loss_recovered'"
+    assert other.execute(query, [rows[0].run_id]).fetchall() == [
+        (rows[0].evaluation["ce_loss_recovered"],)
+    ]
+    other.close()
