@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import sqlite3
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -18,10 +19,14 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.evaluate import evaluate
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
+from sae_mlflow.runs.numbers import are_of, differing, number_settings
+from sae_mlflow.secrets import without_secrets
 from sae_mlflow.tracking.contents import EVALUATION_METRICS
+from sae_mlflow.tracking.open_run import param_text
 from sae_mlflow.tracking.store import Store
 
 QUIET = ("plots.after_training=false", "plots.live=false", "evaluate.after_training=false")
+SECRET = "S3cret-of-mine!"
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +142,34 @@ def test_settings_that_change_the_numbers_start_afresh_and_are_refused_with_an_i
     assert parents(store)[0].status == "KILLED"
     train(override, resume="auto")
     assert [row.status for row in parents(store)] == ["FINISHED", "KILLED"]
+
+
+def test_a_training_from_before_a_setting_was_there_goes_on(train, interrupt, store):
+    interrupt("layer1", 1)
+    (parent,) = parents(store)
+    database = sqlite3.connect(store.uri.removeprefix("sqlite:///"))
+    with database:
+        database.execute("DELETE FROM params WHERE key = 'train.gradient_clip'")
+    train(resume="auto")
+    assert [(row.run_id, row.status) for row in parents(store)] == [(parent.run_id, "FINISHED")]
+
+
+def test_settings_that_a_store_keeps_in_another_form_are_the_same(
+    settings, train, store, monkeypatch
+):
+    """Cut, without what can't be printed, and without what was a secret."""
+    data = settings().model_dump(mode="json", by_alias=True)
+    data["model"]["name"], data["text"]["source"] = SECRET, f"a\tb{'c' * 7_000}"
+    chosen = Settings.model_validate(data)
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    run = store.open_run(store.experiment_id("sae"), "sweep", {"sae.role": "sweep"})
+    run.log_params({k: without_secrets(param_text(v)) for k, v in chosen.flat().items()})
+    there = store.run(run.run_id).params
+    assert there["model.name"] == "***" and len(there["text.source"]) == 6_000
+    for was in there, number_settings(chosen), {k: param_text(v) for k, v in chosen.flat().items()}:
+        assert are_of(chosen, was) and differing(chosen, was) == []
+    assert not are_of(settings(f"text.source=a{'c' * 7_000}"), there)
+    assert not are_of(chosen, {}) and not are_of(chosen, {"config": "x.yaml"})
 
 
 def test_settings_that_change_no_number_go_on(train, interrupt, store, tmp_path):

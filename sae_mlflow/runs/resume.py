@@ -17,7 +17,7 @@ from sae_mlflow.runs.guards import recorded
 from sae_mlflow.runs.health import STOPPED
 from sae_mlflow.runs.heartbeat import STALE_SECONDS
 from sae_mlflow.runs.lock import hold, is_held, let_go
-from sae_mlflow.runs.numbers import differing, number_settings
+from sae_mlflow.runs.numbers import are_of, differing
 from sae_mlflow.runs.parent import open_parent
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import build_sae
@@ -63,9 +63,8 @@ def find_parent(training: Training, resume: str | None, finished: Set[str]) -> R
         return None
     if resume != AUTO:
         return _named(training, resume, finished)
-    wanted = number_settings(training.settings)
     for row in training.store.parent_runs(training.experiment_id, running=False):
-        if row.run_id in finished or any(row.params.get(k) != v for k, v in wanted.items()):
+        if row.run_id in finished or not are_of(training.settings, row.params):
             continue
         if _is_trained(training.settings, row):
             training.display.say(f"Run {row.run_id} is being trained by another process")
