@@ -17,8 +17,10 @@ from sae_mlflow.commands.train import without_resume as train_command_line
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.evaluate import evaluate
+from sae_mlflow.naming import run_folder
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
+from sae_mlflow.runs.lock import hold, let_go
 from sae_mlflow.runs.numbers import are_of, differing, number_settings
 from sae_mlflow.secrets import without_secrets
 from sae_mlflow.tracking.contents import EVALUATION_METRICS
@@ -298,6 +300,33 @@ def test_a_layer_that_its_health_stopped_stays_so_and_one_that_it_was_about_to_s
     assert store.run(second.run_id).status == "FAILED"
     assert store.run(second.run_id).metrics.keys() == first.metrics.keys()
     assert parents(store)[0].status == "FINISHED"
+
+
+@pytest.mark.parametrize("tag", ["{}/models", "../../models"])
+def test_a_stores_tag_leads_to_no_folder_but_our_own(
+    tag, train, interrupt, store, own_state, tmp_path
+):
+    interrupt("layer1", 1)
+    (layer,) = unfinished_layers(store)
+    theirs = tmp_path / "models"
+    theirs.mkdir()
+    for name in ("iso.part", "00001.safetensors"):
+        (theirs / name).write_text("mine")
+    store.reopen(layer.run_id).tag({"sae.journal_id": tag.format(tmp_path)})
+    assert (own_state / "checkpoints" / tag.format(tmp_path)).is_dir()
+    train(resume="auto")
+    assert sorted(file.name for file in theirs.iterdir()) == ["00001.safetensors", "iso.part"]
+    assert not [*own_state.glob("checkpoints/*")]
+
+
+def test_an_id_that_is_no_name_of_a_folder_stays_within_ours(tmp_path):
+    for run_id in ("../../x", "/etc/x", "..", "", "a" * 300, "0" * 31, f"{'0' * 32}-pending/../.."):
+        assert re.fullmatch("[0-9a-f]{32}", run_folder(run_id))
+        lock = hold(tmp_path, run_id)
+        assert [file.name for file in tmp_path.iterdir()] == [f"{run_folder(run_id)}.lock"]
+        let_go(lock)
+    for run_id in ("0" * 32, f"{'a' * 32}-pending"):
+        assert run_folder(run_id) == run_id
 
 
 def test_the_last_good_weights_are_in_the_checkpoint_where_a_bad_epoch_would_need_them(

@@ -27,12 +27,13 @@ from sae_mlflow.config import Settings
 from sae_mlflow.disk import free_bytes, in_units, is_full
 from sae_mlflow.errors import OutOfReach, UserError, known
 from sae_mlflow.folders import STATE_VARIABLE, make_folder, state_folder, user_path
+from sae_mlflow.naming import run_folder
 from sae_mlflow.runs.guards import optional
 from sae_mlflow.runs.numbers import differing, number_settings
 from sae_mlflow.runs.training import Training
 from sae_mlflow.tracking.contents import CHECKPOINT_FOLDER, RunRow
 from sae_mlflow.tracking.open_run import OpenRun
-from sae_mlflow.tracking.operations import JOURNAL_ID
+from sae_mlflow.tracking.operations import JOURNAL_ID, is_pending
 from sae_mlflow.train import Trainer
 from sae_mlflow.train_state import TrainerState, Unfit, is_finite, restore, state_of
 
@@ -76,7 +77,7 @@ class Checkpoints:
         self._trainer = trainer
         self._acts = acts
         earlier = training.earlier.get(acts.site.label)
-        self._folder = _folder_of(checkpoints_folder(training.settings), run, earlier)
+        self._folder = _folder_of(checkpoints_folder(training.settings), run.run_id, earlier)
         self._last = time.monotonic()
         self._warned = False
         self._in_run = [] if earlier is None else self._logged()
@@ -245,10 +246,12 @@ class Checkpoints:
         self._warned = True
 
 
-def _folder_of(root: Path, run: OpenRun, earlier: RunRow | None) -> Path:
+def _folder_of(root: Path, run_id: str, earlier: RunRow | None) -> Path:
     """A run's, under the pending id that it had where its real one came too late."""
-    pending = root / earlier.tags[JOURNAL_ID] if earlier and JOURNAL_ID in earlier.tags else None
-    return pending if pending is not None and pending.is_dir() else root / run.run_id
+    pending = "" if earlier is None else earlier.tags.get(JOURNAL_ID, "")  # anybody may write it
+    if is_pending(pending) and (root / pending).is_dir():
+        return root / pending
+    return root / run_folder(run_id)
 
 
 def _good(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sae_mlflow.errors import UserError
+from sae_mlflow.naming import run_folder
 
 
 def hold(root: Path, run_id: str) -> FileLock:
@@ -41,7 +42,7 @@ def is_held(root: Path, run_id: str) -> bool:
 
 
 def _lock(root: Path, run_id: str) -> FileLock:
-    return FileLock(root / f"{run_id}.lock")
+    return FileLock(root / f"{run_folder(run_id)}.lock")
 
 
 def _acquired(lock: FileLock) -> bool:
