@@ -109,11 +109,12 @@ def read_facts(path: Path) -> dict[str, Any]:
         return _facts(file.metadata() or {})
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """All of a folder, and the folder."""
-    _remove([*checkpoints(folder), *folder.glob("*.part")])
+def remove_checkpoints(folder: Path) -> int:
+    """All of a folder, and the folder; how many bytes that freed."""
+    freed = _remove([*checkpoints(folder), *folder.glob("*.part")])
     with suppress(OSError):
         folder.rmdir()
+    return freed
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
@@ -197,7 +198,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(files: list[Path]) -> None:
+def _remove(files: list[Path]) -> int:
+    freed = 0
     for file in files:
         with suppress(OSError):
+            size = file.stat().st_size
             file.unlink()
+            freed += size
+    return freed

@@ -74,25 +74,37 @@ def list_cache() -> list[CacheEntry]:
     everything = activations_folder()
     there = everything.iterdir() if everything.is_dir() else ()
     folders = (folder for folder in there if folder.is_dir() and folder.name != _LOCKS)
-    return sorted(map(_entry, folders), key=lambda entry: -entry.last_used)
+    found = [entry for folder in folders if (entry := _entry(folder)) is not None]
+    return sorted(found, key=lambda entry: -entry.last_used)
 
 
-def _entry(folder: Path) -> CacheEntry:
+def _entry(folder: Path) -> CacheEntry | None:
+    """None where another process has deleted it since it was seen."""
+    try:
+        return _read_entry(folder)
+    except FileNotFoundError:
+        return None
+
+
+def _read_entry(folder: Path) -> CacheEntry:
     try:
         facts = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         facts = None
     facts = facts if isinstance(facts, dict) else {}  # a disk may have changed it
     tokens = facts.get("tokens")
-    used = folder / "last_used"
+    stats = {}
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # one that is written to removes what is half written
+            stats[file.name] = file.stat()
     return CacheEntry(
         key=folder.name,
         model=str(facts.get("model", "?")),
         text=str(facts.get("text", "?")),
         hookpoints=_hookpoints(folder),
         tokens=tokens if isinstance(tokens, int) else 0,
-        bytes=sum(file.stat().st_size for file in folder.iterdir()),
-        last_used=(used if used.exists() else folder).stat().st_mtime,
+        bytes=sum(stat.st_size for stat in stats.values()),
+        last_used=stats.get("last_used", folder.stat()).st_mtime,
     )
 
 

@@ -26,7 +26,7 @@ from sae_mlflow.checkpoint import (
 from sae_mlflow.config import Settings
 from sae_mlflow.disk import free_bytes, in_units, is_full
 from sae_mlflow.errors import OutOfReach, UserError, known
-from sae_mlflow.folders import STATE_VARIABLE, make_folder, state_folder, user_path
+from sae_mlflow.folders import STATE_VARIABLE, make_folder, own_checkpoints_folder, user_path
 from sae_mlflow.naming import run_folder
 from sae_mlflow.runs.guards import optional
 from sae_mlflow.runs.numbers import differing, number_settings
@@ -47,13 +47,8 @@ def checkpoints_folder(settings: Settings) -> Path:
         UserError: it can't be made.
     """
     if settings.checkpoint.dir is None:
-        return make_folder(default_folder(), STATE_VARIABLE)
+        return make_folder(own_checkpoints_folder(), STATE_VARIABLE)
     return make_folder(user_path(settings.checkpoint.dir).absolute(), "checkpoint.dir")
-
-
-def default_folder() -> Path:
-    """The same where no setting says another."""
-    return state_folder() / "checkpoints"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sae_mlflow.runs.checkpoints import checkpoints_folder
 from sae_mlflow.runs.guards import recorded
 from sae_mlflow.runs.health import STOPPED
 from sae_mlflow.runs.heartbeat import STALE_SECONDS
-from sae_mlflow.runs.lock import hold, is_held, let_go
+from sae_mlflow.runs.lock import LOOK_SECONDS, hold, is_held, let_go
 from sae_mlflow.runs.numbers import are_of, differing
 from sae_mlflow.runs.parent import open_parent
 from sae_mlflow.runs.training import Training
@@ -139,7 +139,7 @@ def _is_trained(settings: Settings, row: RunRow) -> bool:
     """Whether another process is at it, here or, by its sign of life, on another host."""
     running = row.status == RUNNING and is_recorded(row.tags)
     alive = running and why_dead(row.tags, STALE_SECONDS) is None
-    return alive or is_held(checkpoints_folder(settings), row.run_id)
+    return alive or is_held(checkpoints_folder(settings), row.run_id, LOOK_SECONDS)
 
 
 def _earlier(store: Store, parent: RunRow) -> dict[str, RunRow]:
