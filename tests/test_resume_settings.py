@@ -282,6 +282,26 @@ def test_from_another_machine_it_goes_on_with_the_checkpoint_in_the_run(
         assert not [*own_state.with_name("elsewhere").glob("checkpoints/*")]
 
 
+def test_the_last_good_one_stays_until_there_are_two_newer_ones(
+    interrupt, store, own_state, tmp_path, capsys
+):
+    """Here and in the run, where the newest is damaged."""
+    logged = ("checkpoint.log=true", "model.layers=1", "train.epochs=6")
+    interrupt("layer1", 3, *logged)
+    (layer,) = unfinished_layers(store)
+    here = own_state / "checkpoints" / layer.run_id
+    (there,) = tmp_path.glob(f"mlruns/*/{layer.run_id}/artifacts/checkpoint")
+    for folder in here, there:
+        (folder / "00000003.safetensors").write_bytes(b"rubbish")
+    interrupt("layer1", 3, *logged, resume="auto")
+    assert "goes on in epoch 3" in capsys.readouterr().out
+    for folder in here, there:
+        names = sorted(file.name for file in folder.iterdir())
+        assert names == ["00000002.safetensors", "00000004.safetensors"]
+        for name in names:
+            read_checkpoint(folder / name)
+
+
 def test_a_layer_that_its_health_stopped_stays_so_and_one_that_it_was_about_to_stop_is(
     train, interrupt, store
 ):

@@ -77,6 +77,7 @@ class Checkpoints:
         self._warned = False
         self._in_run = [] if earlier is None else self._logged()
         """Artifacts of the run, the newest last."""
+        self._passed_over: list[Path | str] = []
 
     @property
     def due(self) -> bool:
@@ -111,13 +112,15 @@ class Checkpoints:
         }
         try:
             with self._training.clock.stage("checkpoint"):
-                path = save_checkpoint(self._folder, tensors, facts)
+                useless = [place for place in self._passed_over if isinstance(place, Path)]
+                path = save_checkpoint(self._folder, tensors, facts, useless)
         except OSError as error:
             self._warn(self._unwritten(error, size_of(tensors)))
             return
         self._warned = False
         if self._training.settings.checkpoint.log:
             self._log(path)
+        self._passed_over.clear()
 
     def restore(self) -> Resumed | None:
         """Put the newest state that is whole into the trainer; None where there is none.
@@ -136,6 +139,7 @@ class Checkpoints:
                     restore(self._trainer, TrainerState(saved.tensors, saved.facts["trainer"]))
                 except (Damaged, Unfit) as error:
                     self._training.display.warn(f"{place} is not gone on from: {error}.")
+                    self._passed_over.append(place)
                     continue
                 if path != place:  # so that numbers go on from it
                     with suppress(OSError):
@@ -176,9 +180,12 @@ class Checkpoints:
 
     def _log(self, path: Path) -> None:
         self._run.log_file(path, CHECKPOINT_FOLDER)
-        self._in_run.append(f"{CHECKPOINT_FOLDER}/{path.name}")
-        while len(self._in_run) > KEPT:
-            self._run.remove_artifacts(self._in_run.pop(0))
+        useless = [place for place in self._in_run if place in self._passed_over]
+        useful = [place for place in self._in_run if place not in useless]
+        self._in_run = [*useful, f"{CHECKPOINT_FOLDER}/{path.name}"]
+        for place in [*useless, *self._in_run[:-KEPT]]:
+            self._run.remove_artifacts(place)
+        del self._in_run[:-KEPT]
 
     @property
     def _data(self) -> dict[str, Any]:
