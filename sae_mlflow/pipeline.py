@@ -40,7 +40,6 @@ from sae_mlflow.runs.resume import (
     find_parent,
     finished_layer,
     finished_parents,
-    hint_to_resume,
     parent_run,
 )
 from sae_mlflow.runs.training import Training
@@ -99,7 +98,7 @@ def run_training(
         )
         training.stopping = stopping or training.stopping
         old = find_parent(training, resume, finished)
-        with parent_run(training, old) as parent, hint_to_resume(training, parent, command):
+        with parent_run(training, old, command) as parent:
             log_settings(training, parent, old)
             display.say(f"Runs: {store.address(training.experiment_id, parent.run_id)}")
             _train(training, parent)

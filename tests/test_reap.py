@@ -18,6 +18,7 @@ from sae_mlflow.reporting.display import Display
 from sae_mlflow.runs.guards import recorded
 from sae_mlflow.runs.heartbeat import heartbeat
 from sae_mlflow.runs.reaping import dead_runs, reap
+from sae_mlflow.stopping import Stopping
 from sae_mlflow.tracking.process import host_id, process_tags
 from sae_mlflow.tracking.store import Store
 
@@ -244,7 +245,7 @@ def test_whoever_trains_a_run_on_has_its_tags(store, experiment, other_process):
     other_process.kill()
     other_process.wait()
     assert [dead.run.run_id for dead in dead_runs(store, experiment)] == [run.run_id]
-    with recorded(store.reopen(run.run_id)):
+    with recorded(lambda: store.reopen(run.run_id), Stopping()):
         assert dead_runs(store, experiment) == []
         assert store.run(run.run_id).tags["sae.pid"] == str(os.getpid())
     assert store.run(run.run_id).status == "FINISHED"

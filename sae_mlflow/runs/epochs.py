@@ -102,10 +102,10 @@ def train_epochs(layer: Layer) -> None:
         whole = False
         try:
             while not layer.health.stopped:
-                whole = False
                 with training.stopping.deferred():
+                    whole = False
                     record = _next(layer, records)
-                whole = True
+                    whole = True
                 training.stopping.check()
                 if record is None:
                     return

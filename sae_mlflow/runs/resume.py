@@ -107,13 +107,21 @@ def _check_settings(settings: Settings, row: RunRow) -> None:
 
 
 @contextmanager
-def parent_run(training: Training, old: RunRow | None) -> Iterator[OpenRun]:
+def parent_run(training: Training, old: RunRow | None, command: str) -> Iterator[OpenRun]:
     """The parent's run, new or gone on with, closed as what it came to; no other process takes it
-    up meanwhile."""
+    up meanwhile.
+
+    Args:
+        command: what starts the training, for the hint how it goes on.
+    """
     root = checkpoints_folder(training.settings)
     lock = hold(root, old.run_id) if old is not None else None
     try:
-        with recorded(open_parent(training, old)) as parent:
+        with (
+            recorded(lambda: open_parent(training, old), training.stopping) as parent,
+            _hint_to_resume(training, parent, command),
+        ):
+            training.stopping.check()
             lock = lock or hold(root, parent.run_id)
             training.lock = Path(lock.lock_file).stem
             if old is not None:
@@ -125,7 +133,7 @@ def parent_run(training: Training, old: RunRow | None) -> Iterator[OpenRun]:
 
 
 @contextmanager
-def hint_to_resume(training: Training, parent: OpenRun, command: str) -> Iterator[None]:
+def _hint_to_resume(training: Training, parent: OpenRun, command: str) -> Iterator[None]:
     """Where a training ends before its time, say how it goes on."""
     try:
         yield
