@@ -6,9 +6,11 @@ from contextlib import contextmanager
 
 import pytest
 
+from sae_mlflow import pipeline
 from sae_mlflow.checkpoint import read_facts
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
+from sae_mlflow.runs import layer
 from sae_mlflow.stopping import Stopped, Stopping
 from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.store import Store
@@ -88,3 +90,35 @@ def test_one_that_comes_between_two_records_saves_the_last(before, stopped, own_
     assert [row.status for row in stopped(AtTheEdge(before))] == ["KILLED"] * 2
     (saved,) = own_state.glob("checkpoints/*/*.safetensors")
     assert read_facts(saved)["trainer"]["steps_done"] == (7 if before else 8)
+
+
+class InADestructor(Stopping):
+    """Python drops what is raised there."""
+
+    def drop(self):
+        class Dropped:
+            def __del__(self):
+                terminate()
+                for _ in range(100):  # the handler is run before this ends
+                    pass
+
+        Dropped()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("stage", ["harvest", "plot"])
+def test_one_that_came_in_a_destructor_ends_the_training_all_the_same(stage, stopped, monkeypatch):
+    stopping = InADestructor()
+    module, name = {"harvest": (pipeline, "fill_activations"), "plot": (layer, "_conclude")}[stage]
+    before = getattr(module, name)
+
+    def dropped(*arguments):
+        if stage == "plot":
+            stopping.drop()
+            return before(*arguments)
+        return (stopping.drop() or each for each in before(*arguments))
+
+    monkeypatch.setattr(module, name, dropped)
+    rows = stopped(stopping)
+    statuses = sorted(row.status for row in rows)
+    assert statuses == (["KILLED"] if stage == "harvest" else ["FINISHED", "KILLED"])
