@@ -12,7 +12,7 @@ from faults.killed_trainings import Home
 from faults.tracking_server import TrackingServer
 from pulled_plug import PullsThePlug
 
-from sae_mlflow.checkpoint import read_checkpoint
+from sae_mlflow.checkpoint import read_checkpoint, save_checkpoint
 from sae_mlflow.commands.train import without_resume as train_command_line
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
@@ -300,6 +300,28 @@ def test_the_last_good_one_stays_until_there_are_two_newer_ones(
         assert names == ["00000002.safetensors", "00000004.safetensors"]
         for name in names:
             read_checkpoint(folder / name)
+
+
+def test_checkpoints_of_a_run_that_has_finished_are_removed_and_another_machine_named(
+    train, interrupt, store, own_state, tmp_path, capsys
+):
+    """It was killed between the two. An older checkpoint says no version of ours."""
+    interrupt("layer2", 1, "checkpoint.log=true")
+    (unfinished,) = unfinished_layers(store)
+    (finished,) = store.layer_runs(store.find_experiment("sae"))
+    (path,) = own_state.glob(f"checkpoints/{unfinished.run_id}/*.safetensors")
+    saved = read_checkpoint(path)
+    del saved.facts["machine"]["sae-mlflow"]
+    path.unlink()
+    save_checkpoint(path.parent, saved.tensors, saved.facts)
+    left = own_state / "checkpoints" / finished.run_id
+    save_checkpoint(left, saved.tensors, saved.facts)
+    store.reopen(finished.run_id).log_file(path, "checkpoint")
+    train(resume="auto")
+    assert not [*own_state.glob("checkpoints/*")]
+    assert store.artifacts(finished.run_id, "checkpoint") == []
+    said = capsys.readouterr().out
+    assert "layer2 was trained with sae-mlflow unknown, now 0." in said
 
 
 def test_a_layer_that_its_health_stopped_stays_so_and_one_that_it_was_about_to_stop_is(

@@ -1,6 +1,5 @@
 """A layer's checkpoints: when they are written, what they hold, and which one is gone on from."""
 
-import math
 import shutil
 import tempfile
 import time
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sae_mlflow.activations.layer import LayerActivations
@@ -25,9 +23,10 @@ from sae_mlflow.checkpoint import (
 )
 from sae_mlflow.config import Settings
 from sae_mlflow.disk import free_bytes, in_units, is_full
-from sae_mlflow.errors import OutOfReach, UserError, known
+from sae_mlflow.errors import OutOfReach, UserError
 from sae_mlflow.folders import STATE_VARIABLE, make_folder, own_checkpoints_folder, user_path
 from sae_mlflow.naming import run_folder
+from sae_mlflow.runs.conditions import check_data, data_of, machine_of, other_machine
 from sae_mlflow.runs.guards import optional
 from sae_mlflow.runs.numbers import differing, number_settings
 from sae_mlflow.runs.training import Training
@@ -105,8 +104,8 @@ class Checkpoints:
             "model": self._training.settings.model.label,
             "layer": label,
             "settings": number_settings(self._training.settings),
-            "data": self._data,
-            "machine": self._machine,
+            "data": data_of(self._acts),
+            "machine": machine_of(self._trainer),
             "trainer": state.numbers,
             "log": log,
         }
@@ -128,6 +127,7 @@ class Checkpoints:
         Raises:
             UserError: the activations aren't those that it was trained on.
         """
+        display = self._training.display
         with tempfile.TemporaryDirectory() as scratch:
             for place in self._places():
                 try:
@@ -135,17 +135,19 @@ class Checkpoints:
                     saved = read_checkpoint(path)
                     if found := differing(self._training.settings, saved.facts["settings"]):
                         raise Damaged(f"it was made with other settings: {'; '.join(found)}")
-                    self._check_data(saved.facts["data"])
+                    check_data(self._acts, saved.facts["data"], display.warn)
                     restore(self._trainer, TrainerState(saved.tensors, saved.facts["trainer"]))
                 except (Damaged, Unfit) as error:
-                    self._training.display.warn(f"{place} is not gone on from: {error}.")
+                    display.warn(f"{place} is not gone on from: {error}.")
                     self._passed_over.append(place)
                     continue
                 if path != place:  # so that numbers go on from it
                     with suppress(OSError):
                         self._folder.mkdir(parents=True, exist_ok=True)
                         shutil.move(path, self._folder / path.name)
-                self._compare_machines(saved.facts["machine"])
+                others = other_machine(self._trainer, saved.facts["machine"])
+                if others:
+                    display.warn(f"{self._acts.site.label} {others}")
                 return Resumed(saved.facts["log"], _good(saved.tensors))
         return None
 
@@ -187,48 +189,6 @@ class Checkpoints:
             self._run.remove_artifacts(place)
         del self._in_run[:-KEPT]
 
-    @property
-    def _data(self) -> dict[str, Any]:
-        acts = self._acts
-        return {
-            "key": acts.key,
-            "hookpoints": list(acts.site.hookpoints),
-            "train_tokens": acts.n_train,
-            "held_out_tokens": acts.n_held_out,
-            "scales": list(acts.scales),
-        }
-
-    def _check_data(self, was: Mapping[str, Any]) -> None:
-        now, label = self._data, self._acts.site.label
-        others = [key for key in now if key != "scales" and now[key] != was[key]]
-        pairs = zip(now["scales"], was["scales"], strict=True)
-        if not others and all(math.isclose(a, b, rel_tol=1e-4) for a, b in pairs):
-            if now["scales"] != was["scales"]:
-                self._training.display.warn(
-                    f"{label}: its activations were collected anew, and differ in their last bits "
-                    "from those that it was trained on. So will the numbers."
-                )
-            return
-        raise UserError(
-            f"{label}: its activations aren't those that it was trained on "
-            f"({known(others or ['scales'])} differ). The text or the model has changed: put it "
-            "back, or train afresh, without --resume."
-        )
-
-    @property
-    def _machine(self) -> dict[str, Any]:
-        device = self._trainer.sae.W_dec.device.type
-        return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device}
-
-    def _compare_machines(self, was: Mapping[str, Any]) -> None:
-        now = self._machine
-        others = [f"{key} {was[key]}, now {now[key]}" for key in now if was[key] != now[key]]
-        if others:
-            self._training.display.warn(
-                f"{self._acts.site.label} was trained with {known(others)}: the numbers may "
-                "differ in their last bits from those of a training that wasn't interrupted."
-            )
-
     def _unwritten(self, error: OSError, n_bytes: int) -> str:
         reason = error.strerror
         if is_full(error):
@@ -246,6 +206,14 @@ class Checkpoints:
         if not self._warned:
             self._training.display.warn(text)
         self._warned = True
+
+
+def remove_finished(training: Training, row: RunRow) -> None:
+    """Those of a run that was killed after it had finished, and before they were removed."""
+    remove_checkpoints(_folder_of(checkpoints_folder(training.settings), row.run_id, row))
+    with optional(training.display, f"{row.layer}'s run may still hold checkpoints"):
+        if training.store.artifacts(row.run_id, CHECKPOINT_FOLDER):
+            training.store.reopen(row.run_id).remove_artifacts(CHECKPOINT_FOLDER)
 
 
 def _folder_of(root: Path, run_id: str, earlier: RunRow | None) -> Path:

@@ -12,7 +12,7 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.health.stored import judge_run
 from sae_mlflow.history import restored
 from sae_mlflow.reporting.layer_table import Row
-from sae_mlflow.runs.checkpoints import checkpoints_folder
+from sae_mlflow.runs.checkpoints import checkpoints_folder, remove_finished
 from sae_mlflow.runs.guards import recorded
 from sae_mlflow.runs.health import STOPPED
 from sae_mlflow.runs.heartbeat import STALE_SECONDS
@@ -164,6 +164,7 @@ def finished_layer(training: Training, acts: LayerActivations) -> Row | None:
     if row.status != FINISHED and not stopped:
         return None
     training.display.say(f"{row.layer} has been trained: run {row.run_id}")
+    remove_finished(training, row)
     with torch.device("meta"):  # without memory
         sae = build_sae(training.settings.sae, acts.widths_in, acts.d_out)
     return Row(
