@@ -8,7 +8,7 @@ this streams.
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +52,16 @@ class Checkpoint:
     facts: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    useless: Collection[Path] = (),
+) -> Path:
     """Add a checkpoint to a folder, and remove all but the last two.
+
+    Args:
+        useless: of the folder's, those that can't be gone on from: they don't count, and go too.
 
     Raises:
         OSError: it can't be written; what was there is as it was.
@@ -74,7 +82,8 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[
             part.unlink()
         raise
     _sync_folder(folder)
-    _remove([*checkpoints(folder)[KEPT:], *folder.glob("*.part")])
+    useful = [file for file in checkpoints(folder) if file not in useless]
+    _remove([*useful[KEPT:], *useless, *folder.glob("*.part")])
     return path
 
 
@@ -109,11 +118,12 @@ def read_facts(path: Path) -> dict[str, Any]:
         return _facts(file.metadata() or {})
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """All of a folder, and the folder."""
-    _remove([*checkpoints(folder), *folder.glob("*.part")])
+def remove_checkpoints(folder: Path) -> int:
+    """All of a folder, and the folder; how many bytes that freed."""
+    freed = _remove([*checkpoints(folder), *folder.glob("*.part")])
     with suppress(OSError):
         folder.rmdir()
+    return freed
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
@@ -189,15 +199,20 @@ def _facts(about: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A rename is on disk once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """A rename is on disk once its folder is; not every file system can be asked for that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def _remove(files: list[Path]) -> None:
+def _remove(files: list[Path]) -> int:
+    freed = 0
     for file in files:
         with suppress(OSError):
+            size = file.stat().st_size
             file.unlink()
+            freed += size
+    return freed

@@ -25,6 +25,11 @@ def state_folder() -> Path:
     )
 
 
+def own_checkpoints_folder() -> Path:
+    """Of all trainings whose settings name no other."""
+    return state_folder() / "checkpoints"
+
+
 def user_path(text: str | Path) -> Path:
     """A path as a user writes it: `~` is their home; that of nobody stays as it is."""
     try:

@@ -17,6 +17,8 @@ _LAYER_DIGITS = 5
 # Models that are still told apart once their slashes are two hyphens.
 _UNMISTAKABLE = re.compile(r"[A-Za-z0-9._]+([-/][A-Za-z0-9._]+)*")
 
+_RUN_FOLDER = re.compile(r"[0-9a-f]{32}(-pending)?")
+
 _DEVICE = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
 
 # SAELens (TransformerLens) names of the hookpoints that it knows. `ln1` and `ln2` are the norms
@@ -44,6 +46,17 @@ def sanitise(name: str) -> str:
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:120].rstrip("-.") or "model"
     return f"_{safe}" if _DEVICE.fullmatch(safe.partition(".")[0]) else safe
+
+
+def run_folder(run_id: str) -> str:
+    """A run's name among files: its id, or a hash of one that no store of MLflow's own gives."""
+    if is_run_folder(run_id):
+        return run_id
+    return sha256(run_id.encode(errors="surrogatepass")).hexdigest()[:32]
+
+
+def is_run_folder(name: str) -> bool:
+    return _RUN_FOLDER.fullmatch(name) is not None
 
 
 def registered_name(model: str, layer: str) -> str:

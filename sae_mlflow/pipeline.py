@@ -40,7 +40,6 @@ from sae_mlflow.runs.resume import (
     find_parent,
     finished_layer,
     finished_parents,
-    hint_to_resume,
     parent_run,
 )
 from sae_mlflow.runs.training import Training
@@ -99,7 +98,7 @@ def run_training(
         )
         training.stopping = stopping or training.stopping
         old = find_parent(training, resume, finished)
-        with parent_run(training, old) as parent, hint_to_resume(training, parent, command):
+        with parent_run(training, old, command) as parent:
             log_settings(training, parent, old)
             display.say(f"Runs: {store.address(training.experiment_id, parent.run_id)}")
             _train(training, parent)
@@ -112,14 +111,17 @@ def _train(training: Training, parent: OpenRun) -> None:
     settings, display = training.settings, training.display
     windows, all_acts = _activations(training, parent)
     for acts in all_acts:
+        training.stopping.check()
         training.rows.append(finished_layer(training, acts) or train_layer(training, parent, acts))
         catch_up(training.store, display.say, display.warn)
         parent.describe(parent_note(settings, training.rows))
+    training.stopping.check()
     if settings.evaluate.after_training:
         with optional(display, "The evaluation isn't complete"):
             later = f"sae-mlflow evaluate --experiment {training.experiment}"
             when_reachable(training, lambda: _evaluate(training, windows, all_acts), later)
         parent.describe(parent_note(settings, training.rows))
+    training.stopping.check()
     _finish(training, parent)
 
 
@@ -164,6 +166,7 @@ def _harvest(training: Training, plan: ActivationPlan) -> None:
     ):
         for tokens_read in fill_activations(plan, lm):
             update(tokens_read)
+            training.stopping.check()
 
 
 def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActivations]) -> None:

@@ -37,7 +37,11 @@ _TOKEN = re.compile(  # as a word of its own: `Llama-2-7b-hf_layer10` is none
     r"(?<![\w-])(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
     r"|glpat-[\w-]{16,}|sk-(?:proj-)?[A-Za-z0-9]{20,}|dapi[0-9a-f]{32}|AKIA[0-9A-Z]{16})(?![\w-])"
 )
-_SECRET_NAME = re.compile(rf"{_WORDS}|_auth$|private_?key", re.IGNORECASE)
+_SECRET_NAME = re.compile(  # HF_TOKEN, but neither TRAIN_TOKENS nor TOKENIZER_NAME
+    rf"(?:(?:{_WORDS}|private_?key)|(?:password|secret|key|credential)s|_auth$)(?![a-z])",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"[+-]?[\d.,_]+(?:e[+-]?\d{1,3})?", re.IGNORECASE)
 _LONG_USER = 20  # characters: no name has as many, a token has
 _STRONG, _VERY_LONG = 8, 16
 
@@ -61,12 +65,21 @@ def without_secrets(text: str) -> str:
 
 
 def _hidden_user(match: re.Match[str]) -> str:
-    user, password, start = match["user"], match["password"], match.start()
+    user, start = match["user"], match.start()
     scheme = match.string[max(start - 5, 0) : start].lower()
-    bare = password in (None, "", "x-oauth-basic")
-    if len(user) >= _LONG_USER or (bare and scheme.endswith(("http", "https"))):
+    if len(user) >= _LONG_USER or (_is_bare(match) and scheme.endswith(("http", "https"))):
         user = HIDDEN
     return f"{match['slashes']}{user}" + (f":{HIDDEN}@" if match["colon"] else "@")
+
+
+def _is_bare(match: re.Match[str]) -> bool:
+    """Whether an address has a user and no password; GitHub takes a word in its place."""
+    return match["password"] in (None, "", "x-oauth-basic")
+
+
+def _is_token(match: re.Match[str]) -> bool:
+    """Whether an address's user is one; a name may stand in a path as well."""
+    return _is_bare(match) and len(match["user"]) >= _LONG_USER
 
 
 @functools.lru_cache(maxsize=4)
@@ -82,7 +95,7 @@ def _hidden(
     for address in [*addresses, *(value for _, value in environment if "://" in value)]:
         passwords |= set(_passwords(address))
         secrets |= {m[0].removeprefix(m["key"]) for m in _IN_QUERY.finditer(address)}
-        secrets |= {m["user"] for m in _USER_INFO.finditer(address)}  # a token, perhaps
+        secrets |= {m["user"] for m in _USER_INFO.finditer(address) if _is_token(m)}
     found = {form: HIDDEN for s in secrets | passwords for form in _forms(s) if _is_strong(form)}
     # of a weak one, which any text may have as a word, only what is in its place
     found |= {f":{form}@": f":{HIDDEN}@" for password in passwords for form in _forms(password)}
@@ -98,8 +111,8 @@ def _passwords(address: str) -> Iterator[str]:
 
 
 def _is_strong(secret: str) -> bool:
-    """Whether it's no word that a text may have by chance."""
-    if len(secret) < _STRONG:
+    """Whether it's no word or number that a text may have by chance."""
+    if len(secret) < _STRONG or _NUMBER.fullmatch(secret):
         return False
     return len(secret) >= _VERY_LONG or not (secret.isalpha() and secret.islower())
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,29 @@ from sae_mlflow.lm.loading import load_language_model
 
 Make = Callable[..., Settings]
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_cache_is_listed_while_entries_come_and_go() -> None:
+    folder, done = cache.activations_folder() / "entry", threading.Event()
+
+    def come_and_go() -> None:
+        while not done.is_set():
+            folder.mkdir(parents=True)
+            cache.touch(folder)
+            cache.write_facts(folder, model="m", tokens=3)
+            time.sleep(1e-4)
+            shutil.rmtree(folder)
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    seen, end = set(), time.monotonic() + 1.5
+    try:
+        while time.monotonic() < end:
+            seen |= {entry.key for entry in cache.list_cache()}
+    finally:
+        done.set()
+        other.join()
+    assert seen == {"entry"}
 
 
 def test_a_cache_of_version_0_1_0_is_named_and_collected_anew(

@@ -18,6 +18,7 @@ from saved_saes import CASES, change_config, saved
 from sae_mlflow import load_sae
 from sae_mlflow.activations.harvest import fill_activations
 from sae_mlflow.activations.layer import LayerActivations, open_activations
+from sae_mlflow.checkpoint import read_facts
 from sae_mlflow.config import Settings, load_settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.history import read_history, write_history
@@ -153,6 +154,28 @@ def test_a_loss_that_becomes_nan_is_no_silent_success(tiny_settings, tmp_path, m
     with pytest.raises(UserError, match=r"weights that aren't numbers .* in W_enc"):
         load_sae(f"runs:/{bad.run_id}/sae", tracking_uri=training.store.uri)
     assert MlflowClient(training.store.uri).get_run(bad.run_id).info.status == "FINISHED"
+
+
+def test_nothing_is_saved_of_what_was_trained_on_a_changed_row(
+    tiny_settings, tmp_path, monkeypatch, own_state
+):
+    """A GPU has seen it by then, and wasn't asked yet."""
+    monkeypatch.chdir(tmp_path)
+    batches, n_read = LayerActivations.batches, []
+
+    def with_changed_row(self, *arguments):
+        for batch in batches(self, *arguments):
+            n_read.append(batch)
+            if len(n_read) == 40:
+                self._reads[0].check._changed = torch.tensor(7)
+            yield batch
+
+    monkeypatch.setattr(LayerActivations, "batches", with_changed_row)
+    settings = tiny_settings("checkpoint.every_seconds=0.000001", *QUIET)
+    with pytest.raises(UserError, match="row 7 is not what was written"):
+        run_training(settings, Display(), tracking_uri=f"sqlite:///{tmp_path}/changed.db")
+    newest = max(own_state.glob("checkpoints/*/*.safetensors"))
+    assert read_facts(newest)["trainer"]["steps_done"] == 39
 
 
 def test_weights_that_change_under_the_same_name_have_another_hash(

@@ -1,6 +1,7 @@
 """A training's state: taken at any record, on disk and back, it goes on with the same bits; and a
 file that isn't whole is noticed."""
 
+import errno
 import hashlib
 import inspect
 import itertools
@@ -8,6 +9,7 @@ import json
 import os
 import pickle
 import random
+import stat
 import struct
 from dataclasses import asdict, replace
 
@@ -247,6 +249,28 @@ def test_the_last_two_are_kept_and_what_a_killed_process_left_is_removed(tmp_pat
     assert [read_checkpoint(path).facts["n"] for path in checkpoints(tmp_path)] == [4, 3]
     remove_checkpoints(tmp_path)
     assert not tmp_path.exists()
+
+
+def test_one_that_cant_be_gone_on_from_doesnt_count(tmp_path):
+    paths = [save_checkpoint(tmp_path, TENSORS, {"n": n}) for n in range(3)]
+    paths[2].write_bytes(b"rubbish")
+    newest = save_checkpoint(tmp_path, TENSORS, {"n": 3}, [paths[2]])
+    assert checkpoints(tmp_path) == [newest, paths[1]]
+    assert [read_checkpoint(path).facts["n"] for path in checkpoints(tmp_path)] == [3, 1]
+
+
+def test_a_folder_that_cant_be_synced_costs_nothing(tmp_path, monkeypatch):
+    """As on some network and FUSE mounts; a folder's descriptor alone answers so."""
+    fsync = os.fsync
+
+    def refuses(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuses)
+    paths = [save_checkpoint(tmp_path, TENSORS, {"n": n}) for n in range(4)]
+    assert {*tmp_path.iterdir()} == {*paths[2:]}
 
 
 def test_a_file_of_which_any_part_was_cut_off_is_noticed(tmp_path):

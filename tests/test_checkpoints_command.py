@@ -2,13 +2,42 @@
 
 import os
 import signal
+import threading
 import time
+from contextlib import contextmanager
 
 import pytest
+import torch
 from faults.killed_trainings import Home, killed_data
 from faults.moments import in_an_epoch, there
 
+from sae_mlflow.checkpoint import checkpoints, remove_checkpoints, save_checkpoint
+from sae_mlflow.errors import UserError
+from sae_mlflow.runs.kept import list_kept, prune_kept
+from sae_mlflow.runs.lock import LOOK_SECONDS, hold, is_held, let_go
+
 DAY = 86_400
+LAYER, PARENT = "a" * 32, "b" * 32
+TENSORS = {"a": torch.zeros(4)}
+FACTS = {"lock": PARENT, "model": "m", "layer": "l", "trainer": {"epoch": 1, "steps_done": 2}}
+
+
+@contextmanager
+def meanwhile(do):
+    """Something that is done again and again in another thread."""
+    done = threading.Event()
+
+    def again():
+        while not done.is_set():
+            do()
+
+    thread = threading.Thread(target=again)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @pytest.fixture
@@ -90,3 +119,66 @@ def test_another_folder_is_named(home):
     home.kill(there("elsewhere/*/*.safetensors"), "--set", "checkpoint.dir=elsewhere")
     assert said(home, "list") == "0 runs, 0 B\n"
     assert "tiny-llama  layer1  epoch" in said(home, "list", "--dir", "elsewhere")
+
+
+def test_a_list_is_made_while_a_training_saves_and_ends(tmp_path):
+    def train():
+        for _ in range(4):
+            save_checkpoint(tmp_path / LAYER, TENSORS, FACTS)
+        remove_checkpoints(tmp_path / LAYER)
+
+    seen = set()
+    end = time.monotonic() + 1.5
+    with meanwhile(train):
+        while time.monotonic() < end:
+            seen |= {kept.about for kept in list_kept(tmp_path)}
+    assert "m  l  epoch 1, step 2" in seen
+    assert seen <= {"m  l  epoch 1, step 2", "no whole checkpoint"}
+
+
+def test_only_folders_of_runs_are_pruned_and_what_was_deleted_is_counted(tmp_path):
+    saved = [save_checkpoint(tmp_path / n, TENSORS, FACTS) for n in (LAYER, f"{LAYER}-pending")]
+    size = sum(path.stat().st_size for path in saved)
+    for name in ("films/iso.part", "mymodel/00001.safetensors", "A" * 32 + "/00001.safetensors"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("mine")
+    note = tmp_path / LAYER / "notes.txt"
+    note.write_text("mine, too")
+    assert {kept.run_id for kept in list_kept(tmp_path)} == {LAYER, f"{LAYER}-pending"}
+    assert prune_kept(tmp_path, everything=True) == (size, [])
+    assert note.exists() and len([*tmp_path.glob("*/*")]) == 4
+    with pytest.raises(UserError, match="No checkpoints of run 'films'"):
+        prune_kept(tmp_path, ["films"])
+
+
+def test_a_damaged_newest_one_hides_no_training(tmp_path):
+    """An older one says whose it is; where none does, it may be anybody's who trains."""
+    older, newer = (save_checkpoint(tmp_path / LAYER, TENSORS, FACTS) for _ in range(2))
+    newer.write_bytes(b"rubbish")
+    other = hold(tmp_path, "c" * 32)
+    lock = hold(tmp_path, PARENT)
+    assert prune_kept(tmp_path, everything=True) == (0, [LAYER])
+    let_go(lock)
+    older.write_bytes(b"rubbish")
+    assert prune_kept(tmp_path, everything=True) == (0, [LAYER])
+    let_go(other)
+    assert prune_kept(tmp_path, everything=True) == (2 * len(b"rubbish"), [])
+
+
+def test_a_training_that_begins_while_somebody_looks_has_its_run(tmp_path):
+    (tmp_path / f"{PARENT}.lock").touch()
+    with meanwhile(lambda: is_held(tmp_path, PARENT)):
+        for _ in range(100):
+            hold(tmp_path, PARENT).release()
+            assert not is_held(tmp_path, PARENT, LOOK_SECONDS)
+
+
+def test_what_is_pruned_is_trained_by_nobody_meanwhile(tmp_path):
+    """Each training that begins finds all of its checkpoints, or none."""
+    with meanwhile(lambda: prune_kept(tmp_path, everything=True)):
+        for _ in range(50):
+            lock = hold(tmp_path, PARENT)
+            for _ in range(2):
+                save_checkpoint(tmp_path / LAYER, TENSORS, FACTS)
+            assert len(checkpoints(tmp_path / LAYER)) == 2
+            let_go(lock)

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from sae_mlflow.reporting.display import Display
 from sae_mlflow.runs.guards import recorded
 from sae_mlflow.runs.heartbeat import heartbeat
 from sae_mlflow.runs.reaping import dead_runs, reap
+from sae_mlflow.stopping import Stopping
 from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.process import host_id, process_tags
 from sae_mlflow.tracking.store import Store
@@ -180,6 +182,30 @@ def test_a_process_that_ended_but_was_not_asked_how_is_gone(store, experiment, o
     assert reaped_ids(store, experiment) == {run.run_id}
 
 
+def test_another_users_process_that_proc_hides_is_there(other_process):
+    """`unshare` mounts a /proc where each user sees only what is their own."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    tags = process_tags() | {"sae.process_started": str(ticks_since_boot(other_process.pid))}
+    code = (
+        "import os; from sae_mlflow.tracking.process import why_dead\n"
+        "os.setgroups([]), os.setgid(65534), os.setuid(65534)\n"  # its group 0 sees all
+        f"assert not os.path.exists('/proc/{other_process.pid}')\n"
+        f"for pid in ({other_process.pid}, {dead.pid}):\n"
+        f"    print(why_dead({tags} | {{'sae.pid': str(pid)}}, 900))"
+    )
+    mounted = (
+        f"mount -t proc -o hidepid=2 proc /proc && exec {sys.executable} -c {shlex.quote(code)}"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mounted], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines() == [
+        "None",
+        f"process {dead.pid} on {os.uname().nodename} is gone",
+    ], done.stderr
+
+
 def test_another_hosts_run_is_judged_by_its_heartbeat(store, experiment):
     """Its pid is that of this very process, and of a container with this host's name."""
     elsewhere = {"host": os.uname().nodename, "host_id": "feedfacefeedface"}
@@ -245,7 +271,7 @@ def test_whoever_trains_a_run_on_has_its_tags(store, experiment, other_process):
     other_process.kill()
     other_process.wait()
     assert [dead.run.run_id for dead in dead_runs(store, experiment)] == [run.run_id]
-    with recorded(store.reopen(run.run_id)):
+    with recorded(lambda: store.reopen(run.run_id), Stopping()):
         assert dead_runs(store, experiment) == []
         assert store.run(run.run_id).tags["sae.pid"] == str(os.getpid())
     assert store.run(run.run_id).status == "FINISHED"

@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import sqlite3
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -11,17 +12,23 @@ from faults.killed_trainings import Home
 from faults.tracking_server import TrackingServer
 from pulled_plug import PullsThePlug
 
-from sae_mlflow.checkpoint import read_checkpoint
+from sae_mlflow.checkpoint import read_checkpoint, save_checkpoint
 from sae_mlflow.commands.train import without_resume as train_command_line
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.evaluate import evaluate
+from sae_mlflow.naming import run_folder
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
+from sae_mlflow.runs.lock import hold, let_go
+from sae_mlflow.runs.numbers import are_of, differing, number_settings
+from sae_mlflow.secrets import without_secrets
 from sae_mlflow.tracking.contents import EVALUATION_METRICS
+from sae_mlflow.tracking.open_run import param_text
 from sae_mlflow.tracking.store import Store
 
 QUIET = ("plots.after_training=false", "plots.live=false", "evaluate.after_training=false")
+SECRET = "S3cret-of-mine!"
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +146,34 @@ def test_settings_that_change_the_numbers_start_afresh_and_are_refused_with_an_i
     assert [row.status for row in parents(store)] == ["FINISHED", "KILLED"]
 
 
+def test_a_training_from_before_a_setting_was_there_goes_on(train, interrupt, store):
+    interrupt("layer1", 1)
+    (parent,) = parents(store)
+    database = sqlite3.connect(store.uri.removeprefix("sqlite:///"))
+    with database:
+        database.execute("DELETE FROM params WHERE key = 'train.gradient_clip'")
+    train(resume="auto")
+    assert [(row.run_id, row.status) for row in parents(store)] == [(parent.run_id, "FINISHED")]
+
+
+def test_settings_that_a_store_keeps_in_another_form_are_the_same(
+    settings, train, store, monkeypatch
+):
+    """Cut, without what can't be printed, and without what was a secret."""
+    data = settings().model_dump(mode="json", by_alias=True)
+    data["model"]["name"], data["text"]["source"] = SECRET, f"a\tb{'c' * 7_000}"
+    chosen = Settings.model_validate(data)
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    run = store.open_run(store.experiment_id("sae"), "sweep", {"sae.role": "sweep"})
+    run.log_params({k: without_secrets(param_text(v)) for k, v in chosen.flat().items()})
+    there = store.run(run.run_id).params
+    assert there["model.name"] == "***" and len(there["text.source"]) == 6_000
+    for was in there, number_settings(chosen), {k: param_text(v) for k, v in chosen.flat().items()}:
+        assert are_of(chosen, was) and differing(chosen, was) == []
+    assert not are_of(settings(f"text.source=a{'c' * 7_000}"), there)
+    assert not are_of(chosen, {}) and not are_of(chosen, {"config": "x.yaml"})
+
+
 def test_settings_that_change_no_number_go_on(train, interrupt, store, tmp_path):
     interrupt("layer1", 1)
     others = (f"output.dir={tmp_path}/out", "plots.formats=svg", "checkpoint.every_seconds=7")
@@ -247,6 +282,48 @@ def test_from_another_machine_it_goes_on_with_the_checkpoint_in_the_run(
         assert not [*own_state.with_name("elsewhere").glob("checkpoints/*")]
 
 
+def test_the_last_good_one_stays_until_there_are_two_newer_ones(
+    interrupt, store, own_state, tmp_path, capsys
+):
+    """Here and in the run, where the newest is damaged."""
+    logged = ("checkpoint.log=true", "model.layers=1", "train.epochs=6")
+    interrupt("layer1", 3, *logged)
+    (layer,) = unfinished_layers(store)
+    here = own_state / "checkpoints" / layer.run_id
+    (there,) = tmp_path.glob(f"mlruns/*/{layer.run_id}/artifacts/checkpoint")
+    for folder in here, there:
+        (folder / "00000003.safetensors").write_bytes(b"rubbish")
+    interrupt("layer1", 3, *logged, resume="auto")
+    assert "goes on in epoch 3" in capsys.readouterr().out
+    for folder in here, there:
+        names = sorted(file.name for file in folder.iterdir())
+        assert names == ["00000002.safetensors", "00000004.safetensors"]
+        for name in names:
+            read_checkpoint(folder / name)
+
+
+def test_checkpoints_of_a_run_that_has_finished_are_removed_and_another_machine_named(
+    train, interrupt, store, own_state, tmp_path, capsys
+):
+    """It was killed between the two. An older checkpoint says no version of ours."""
+    interrupt("layer2", 1, "checkpoint.log=true")
+    (unfinished,) = unfinished_layers(store)
+    (finished,) = store.layer_runs(store.find_experiment("sae"))
+    (path,) = own_state.glob(f"checkpoints/{unfinished.run_id}/*.safetensors")
+    saved = read_checkpoint(path)
+    del saved.facts["machine"]["sae-mlflow"]
+    path.unlink()
+    save_checkpoint(path.parent, saved.tensors, saved.facts)
+    left = own_state / "checkpoints" / finished.run_id
+    save_checkpoint(left, saved.tensors, saved.facts)
+    store.reopen(finished.run_id).log_file(path, "checkpoint")
+    train(resume="auto")
+    assert not [*own_state.glob("checkpoints/*")]
+    assert store.artifacts(finished.run_id, "checkpoint") == []
+    said = capsys.readouterr().out
+    assert "layer2 was trained with sae-mlflow unknown, now 0." in said
+
+
 def test_a_layer_that_its_health_stopped_stays_so_and_one_that_it_was_about_to_stop_is(
     train, interrupt, store
 ):
@@ -265,6 +342,33 @@ def test_a_layer_that_its_health_stopped_stays_so_and_one_that_it_was_about_to_s
     assert store.run(second.run_id).status == "FAILED"
     assert store.run(second.run_id).metrics.keys() == first.metrics.keys()
     assert parents(store)[0].status == "FINISHED"
+
+
+@pytest.mark.parametrize("tag", ["{}/models", "../../models"])
+def test_a_stores_tag_leads_to_no_folder_but_our_own(
+    tag, train, interrupt, store, own_state, tmp_path
+):
+    interrupt("layer1", 1)
+    (layer,) = unfinished_layers(store)
+    theirs = tmp_path / "models"
+    theirs.mkdir()
+    for name in ("iso.part", "00001.safetensors"):
+        (theirs / name).write_text("mine")
+    store.reopen(layer.run_id).tag({"sae.journal_id": tag.format(tmp_path)})
+    assert (own_state / "checkpoints" / tag.format(tmp_path)).is_dir()
+    train(resume="auto")
+    assert sorted(file.name for file in theirs.iterdir()) == ["00001.safetensors", "iso.part"]
+    assert not [*own_state.glob("checkpoints/*")]
+
+
+def test_an_id_that_is_no_name_of_a_folder_stays_within_ours(tmp_path):
+    for run_id in ("../../x", "/etc/x", "..", "", "a" * 300, "0" * 31, f"{'0' * 32}-pending/../.."):
+        assert re.fullmatch("[0-9a-f]{32}", run_folder(run_id))
+        lock = hold(tmp_path, run_id)
+        assert [file.name for file in tmp_path.iterdir()] == [f"{run_folder(run_id)}.lock"]
+        let_go(lock)
+    for run_id in ("0" * 32, f"{'a' * 32}-pending"):
+        assert run_folder(run_id) == run_id
 
 
 def test_the_last_good_weights_are_in_the_checkpoint_where_a_bad_epoch_would_need_them(

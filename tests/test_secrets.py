@@ -89,6 +89,44 @@ def test_what_the_environment_keeps_secret_is_hidden_wherever_it_stands(
     assert SECRET not in without_secrets(text)
 
 
+@pytest.mark.parametrize(
+    "variable",
+    [
+        *("HF_TOKEN", "MLFLOW_TRACKING_TOKEN", "CI_JOB_TOKEN_2", "X_API_KEY", "OPENAI_APIKEY"),
+        *("DB_PASSWORD", "PGPASSWORD", "MYSQL_PWD", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID"),
+        *("NPM_AUTH", "SSH_PRIVATE_KEY", "CLIENT_SECRET", "APP_SECRETS", "GIT_CREDENTIALS"),
+    ],
+)
+def test_a_variable_whose_name_says_secret_is_one(variable, monkeypatch):
+    monkeypatch.setenv(variable, SECRET)
+    assert without_secrets(f"with {SECRET}, too") == "with ***, too"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("TRAIN_TOKENS", "100000000"),
+        ("MAX_TOKEN", "100,000,000"),
+        ("DB_PASSWORD", "20240101"),  # a date as well; in an address it is hidden all the same
+        ("TOKENIZER_NAME", "meta-llama/Llama-2-7b-hf"),
+        ("TOKENIZERS_PARALLELISM", "not-at-all"),
+        ("SECRETARY", "Mx Smith of 3b"),
+        ("MLFLOW_TRACKING_URI", "postgresql://research-team:S3cret-of-mine!@db/mlflow"),
+        ("OTHER_STORE", "postgresql://me:20240101@db/mlflow"),
+    ],
+)
+def test_what_the_environment_doesnt_keep_secret_stays(variable, value, monkeypatch):
+    monkeypatch.setenv(variable, value)
+    text = (
+        "text.tokens = 100000000 or 100,000,000 of meta-llama/Llama-2-7b-hf since 20240101 in "
+        "/data/research-team/llama by Mx Smith of 3b, not-at-all"
+    )
+    assert without_secrets(text) == text
+    if "://" in value:
+        user = value.split(":")[1]
+        assert without_secrets(value) == f"postgresql:{user}:***@db/mlflow"
+
+
 @pytest.mark.parametrize("write", [str, quote, lambda s: quote(s, safe=""), json.dumps, repr])
 def test_a_password_is_hidden_however_it_is_written(write):
     remember(f"postgresql://me:{AWKWARD}@host/db")

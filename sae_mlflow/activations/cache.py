@@ -94,10 +94,19 @@ def list_cache() -> list[CacheEntry]:
     everything = activations_folder()
     there = everything.iterdir() if everything.is_dir() else ()
     folders = (folder for folder in there if folder.is_dir() and folder.name != _LOCKS)
-    return sorted(map(_entry, folders), key=lambda entry: -entry.last_used)
+    found = [entry for folder in folders if (entry := _entry(folder)) is not None]
+    return sorted(found, key=lambda entry: -entry.last_used)
 
 
-def _entry(folder: Path) -> CacheEntry:
+def _entry(folder: Path) -> CacheEntry | None:
+    """None where another process has deleted it since it was seen."""
+    try:
+        return _read_entry(folder)
+    except FileNotFoundError:
+        return None
+
+
+def _read_entry(folder: Path) -> CacheEntry:
     try:
         facts = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -106,20 +106,21 @@ class LayerActivations:
         first = skip * batch_tokens
         for begin in range(first, self.n_train - batch_tokens + 1, batch_tokens):
             yield self._batch(order[begin : begin + batch_tokens])
-        self._confirm()
+        self.confirm()
 
     def held_out_batches(self, batch_tokens: int) -> Iterator[Batch]:
         """Every held-out token once, in the text's order, as float32 `[<= batch_tokens, d]`."""
         for rows in self._held_out_rows.split(batch_tokens):
             yield self._batch(rows)
-        self._confirm()
+        self.confirm()
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
         """`n` random training tokens (all, where there are fewer): float32 `[n, d]`."""
         order = torch.randperm(self.n_train, generator=generator)[:n]
         return self._batch(self._train_rows[order])
 
-    def _confirm(self) -> None:
+    def confirm(self) -> None:
+        """Raise a UserError where a row that was read so far isn't what was written."""
         for hookpoint in (*self._reads, *self._writes):
             hookpoint.check.confirm()
 

@@ -10,7 +10,7 @@ import typer
 from sae_mlflow.commands.cli import make_app
 from sae_mlflow.disk import in_units
 from sae_mlflow.errors import UserError
-from sae_mlflow.folders import user_path
+from sae_mlflow.folders import own_checkpoints_folder, user_path
 from sae_mlflow.terminal import say
 
 DIR = typer.Option(
@@ -53,13 +53,11 @@ def checkpoints_prune(
             "Nothing was chosen. Give runs (`checkpoints list`), --older-than-days or --all."
         )
     before = None if older_than_days is None else time.time() - older_than_days * _DAY
-    gone, left = prune_kept(_root(folder), runs or [], before=before, everything=everything)
-    for kept in left:
-        say(f"left    {kept.run_id}: it is being trained")
-    say(f"freed {in_units(sum(kept.bytes for kept in gone))}")
+    freed, left = prune_kept(_root(folder), runs or [], before=before, everything=everything)
+    for run_id in left:
+        say(f"left    {run_id}: it is being trained")
+    say(f"freed {in_units(freed)}")
 
 
 def _root(folder: str | None) -> Path:
-    from sae_mlflow.runs.checkpoints import default_folder
-
-    return user_path(folder).absolute() if folder else default_folder()
+    return user_path(folder).absolute() if folder else own_checkpoints_folder()

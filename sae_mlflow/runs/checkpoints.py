@@ -1,6 +1,5 @@
 """A layer's checkpoints: when they are written, what they hold, and which one is gone on from."""
 
-import math
 import shutil
 import tempfile
 import time
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sae_mlflow.activations.layer import LayerActivations
@@ -25,14 +23,16 @@ from sae_mlflow.checkpoint import (
 )
 from sae_mlflow.config import Settings
 from sae_mlflow.disk import free_bytes, in_units, is_full
-from sae_mlflow.errors import OutOfReach, UserError, known
-from sae_mlflow.folders import STATE_VARIABLE, make_folder, state_folder, user_path
+from sae_mlflow.errors import OutOfReach, UserError
+from sae_mlflow.folders import STATE_VARIABLE, make_folder, own_checkpoints_folder, user_path
+from sae_mlflow.naming import run_folder
+from sae_mlflow.runs.conditions import check_data, data_of, machine_of, other_machine
 from sae_mlflow.runs.guards import optional
 from sae_mlflow.runs.numbers import differing, number_settings
 from sae_mlflow.runs.training import Training
 from sae_mlflow.tracking.contents import CHECKPOINT_FOLDER, RunRow
 from sae_mlflow.tracking.open_run import OpenRun
-from sae_mlflow.tracking.operations import JOURNAL_ID
+from sae_mlflow.tracking.operations import JOURNAL_ID, is_pending
 from sae_mlflow.train import Trainer
 from sae_mlflow.train_state import TrainerState, Unfit, is_finite, restore, state_of
 
@@ -46,13 +46,8 @@ def checkpoints_folder(settings: Settings) -> Path:
         UserError: it can't be made.
     """
     if settings.checkpoint.dir is None:
-        return make_folder(default_folder(), STATE_VARIABLE)
+        return make_folder(own_checkpoints_folder(), STATE_VARIABLE)
     return make_folder(user_path(settings.checkpoint.dir).absolute(), "checkpoint.dir")
-
-
-def default_folder() -> Path:
-    """The same where no setting says another."""
-    return state_folder() / "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -76,11 +71,12 @@ class Checkpoints:
         self._trainer = trainer
         self._acts = acts
         earlier = training.earlier.get(acts.site.label)
-        self._folder = _folder_of(checkpoints_folder(training.settings), run, earlier)
+        self._folder = _folder_of(checkpoints_folder(training.settings), run.run_id, earlier)
         self._last = time.monotonic()
         self._warned = False
         self._in_run = [] if earlier is None else self._logged()
         """Artifacts of the run, the newest last."""
+        self._passed_over: list[Path | str] = []
 
     @property
     def due(self) -> bool:
@@ -108,20 +104,22 @@ class Checkpoints:
             "model": self._training.settings.model.label,
             "layer": label,
             "settings": number_settings(self._training.settings),
-            "data": self._data,
-            "machine": self._machine,
+            "data": data_of(self._acts),
+            "machine": machine_of(self._trainer),
             "trainer": state.numbers,
             "log": log,
         }
         try:
             with self._training.clock.stage("checkpoint"):
-                path = save_checkpoint(self._folder, tensors, facts)
+                useless = [place for place in self._passed_over if isinstance(place, Path)]
+                path = save_checkpoint(self._folder, tensors, facts, useless)
         except OSError as error:
             self._warn(self._unwritten(error, size_of(tensors)))
             return
         self._warned = False
         if self._training.settings.checkpoint.log:
             self._log(path)
+        self._passed_over.clear()
 
     def restore(self) -> Resumed | None:
         """Put the newest state that is whole into the trainer; None where there is none.
@@ -129,6 +127,7 @@ class Checkpoints:
         Raises:
             UserError: the activations aren't those that it was trained on.
         """
+        display = self._training.display
         with tempfile.TemporaryDirectory() as scratch:
             for place in self._places():
                 try:
@@ -136,16 +135,19 @@ class Checkpoints:
                     saved = read_checkpoint(path)
                     if found := differing(self._training.settings, saved.facts["settings"]):
                         raise Damaged(f"it was made with other settings: {'; '.join(found)}")
-                    self._check_data(saved.facts["data"])
+                    check_data(self._acts, saved.facts["data"], display.warn)
                     restore(self._trainer, TrainerState(saved.tensors, saved.facts["trainer"]))
                 except (Damaged, Unfit) as error:
-                    self._training.display.warn(f"{place} is not gone on from: {error}.")
+                    display.warn(f"{place} is not gone on from: {error}.")
+                    self._passed_over.append(place)
                     continue
                 if path != place:  # so that numbers go on from it
                     with suppress(OSError):
                         self._folder.mkdir(parents=True, exist_ok=True)
                         shutil.move(path, self._folder / path.name)
-                self._compare_machines(saved.facts["machine"])
+                others = other_machine(self._trainer, saved.facts["machine"])
+                if others:
+                    display.warn(f"{self._acts.site.label} {others}")
                 return Resumed(saved.facts["log"], _good(saved.tensors))
         return None
 
@@ -180,51 +182,12 @@ class Checkpoints:
 
     def _log(self, path: Path) -> None:
         self._run.log_file(path, CHECKPOINT_FOLDER)
-        self._in_run.append(f"{CHECKPOINT_FOLDER}/{path.name}")
-        while len(self._in_run) > KEPT:
-            self._run.remove_artifacts(self._in_run.pop(0))
-
-    @property
-    def _data(self) -> dict[str, Any]:
-        acts = self._acts
-        return {
-            "key": acts.key,
-            "hookpoints": list(acts.site.hookpoints),
-            "train_tokens": acts.n_train,
-            "held_out_tokens": acts.n_held_out,
-            "scales": list(acts.scales),
-        }
-
-    def _check_data(self, was: Mapping[str, Any]) -> None:
-        now, label = self._data, self._acts.site.label
-        others = [key for key in now if key != "scales" and now[key] != was[key]]
-        pairs = zip(now["scales"], was["scales"], strict=True)
-        if not others and all(math.isclose(a, b, rel_tol=1e-4) for a, b in pairs):
-            if now["scales"] != was["scales"]:
-                self._training.display.warn(
-                    f"{label}: its activations were collected anew, and differ in their last bits "
-                    "from those that it was trained on. So will the numbers."
-                )
-            return
-        raise UserError(
-            f"{label}: its activations aren't those that it was trained on "
-            f"({known(others or ['scales'])} differ). The text or the model has changed: put it "
-            "back, or train afresh, without --resume."
-        )
-
-    @property
-    def _machine(self) -> dict[str, Any]:
-        device = self._trainer.sae.W_dec.device.type
-        return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device}
-
-    def _compare_machines(self, was: Mapping[str, Any]) -> None:
-        now = self._machine
-        others = [f"{key} {was[key]}, now {now[key]}" for key in now if was[key] != now[key]]
-        if others:
-            self._training.display.warn(
-                f"{self._acts.site.label} was trained with {known(others)}: the numbers may "
-                "differ in their last bits from those of a training that wasn't interrupted."
-            )
+        useless = [place for place in self._in_run if place in self._passed_over]
+        useful = [place for place in self._in_run if place not in useless]
+        self._in_run = [*useful, f"{CHECKPOINT_FOLDER}/{path.name}"]
+        for place in [*useless, *self._in_run[:-KEPT]]:
+            self._run.remove_artifacts(place)
+        del self._in_run[:-KEPT]
 
     def _unwritten(self, error: OSError, n_bytes: int) -> str:
         reason = error.strerror
@@ -245,10 +208,20 @@ class Checkpoints:
         self._warned = True
 
 
-def _folder_of(root: Path, run: OpenRun, earlier: RunRow | None) -> Path:
+def remove_finished(training: Training, row: RunRow) -> None:
+    """Those of a run that was killed after it had finished, and before they were removed."""
+    remove_checkpoints(_folder_of(checkpoints_folder(training.settings), row.run_id, row))
+    with optional(training.display, f"{row.layer}'s run may still hold checkpoints"):
+        if training.store.artifacts(row.run_id, CHECKPOINT_FOLDER):
+            training.store.reopen(row.run_id).remove_artifacts(CHECKPOINT_FOLDER)
+
+
+def _folder_of(root: Path, run_id: str, earlier: RunRow | None) -> Path:
     """A run's, under the pending id that it had where its real one came too late."""
-    pending = root / earlier.tags[JOURNAL_ID] if earlier and JOURNAL_ID in earlier.tags else None
-    return pending if pending is not None and pending.is_dir() else root / run.run_id
+    pending = "" if earlier is None else earlier.tags.get(JOURNAL_ID, "")  # anybody may write it
+    if is_pending(pending) and (root / pending).is_dir():
+        return root / pending
+    return root / run_folder(run_id)
 
 
 def _good(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

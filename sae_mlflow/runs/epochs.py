@@ -36,9 +36,14 @@ class Layer:
     _saved: tuple[int, int] = (0, 0)
 
     def save(self) -> None:
-        """Everything up to the last record; once."""
+        """Everything up to the last record; once.
+
+        Raises:
+            UserError: it was trained on a row that isn't what was written.
+        """
         mark = self.trainer.steps_done, len(self.log.records)
         if mark != self._saved:
+            self.acts.confirm()
             self.checkpoints.write(self.log.facts(), self.health.good)
         self._saved = mark
 
@@ -103,10 +108,10 @@ def train_epochs(layer: Layer) -> None:
         whole = False
         try:
             while not layer.health.stopped:
-                whole = False
                 with training.stopping.deferred():
+                    whole = False
                     record = _next(layer, records)
-                whole = True
+                    whole = True
                 training.stopping.check()
                 if record is None:
                     return

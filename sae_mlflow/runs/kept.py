@@ -2,13 +2,15 @@
 will."""
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sae_mlflow.checkpoint import Damaged, checkpoints, read_facts, remove_checkpoints
 from sae_mlflow.errors import UserError, known
-from sae_mlflow.runs.lock import is_held
+from sae_mlflow.naming import is_run_folder
+from sae_mlflow.runs.lock import held_by_some, idle
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,9 @@ class Kept:
     Attributes:
         about: what the newest says of itself.
         last_saved: Unix time in seconds.
-        in_use: a process on this machine is at its training.
+        training: the name of its training's lock; empty where no checkpoint says it.
+        in_use: a process on this machine is at its training, or, where nobody can tell which that
+            is, at any.
     """
 
     run_id: str
@@ -26,13 +30,16 @@ class Kept:
     about: str
     bytes: int
     last_saved: float
+    training: str
     in_use: bool
 
 
 def list_kept(root: Path) -> list[Kept]:
-    """All in the folder of checkpoints, the newest first."""
-    folders = [folder for folder in root.glob("*") if folder.is_dir()]
-    return sorted(map(_kept, folders), key=lambda kept: -kept.last_saved)
+    """All in the folder of checkpoints, the newest first; what isn't ours there is left out."""
+    folders = [each for each in root.glob("*") if is_run_folder(each.name) and each.is_dir()]
+    held = held_by_some(root)  # after the folders, which a training makes once it has its lock
+    found = [kept for folder in folders if (kept := _kept(folder, held)) is not None]
+    return sorted(found, key=lambda kept: -kept.last_saved)
 
 
 def prune_kept(
@@ -41,8 +48,9 @@ def prune_kept(
     *,
     before: float | None = None,
     everything: bool = False,
-) -> tuple[list[Kept], list[Kept]]:
-    """Delete checkpoints: those deleted, and those that stay since their trainings run.
+) -> tuple[int, list[str]]:
+    """Delete checkpoints: how many bytes that freed, and the runs that are being trained, whose
+    checkpoints stay.
 
     Args:
         run_ids: of layers' runs.
@@ -58,42 +66,58 @@ def prune_kept(
             f"No checkpoints of run {unknown[0]!r} in {root}. There are: "
             f"{known([kept.run_id for kept in there])}."
         )
-    chosen = [
-        kept
-        for kept in there
-        if everything or kept.run_id in run_ids or (before is not None and kept.last_saved < before)
-    ]
-    for kept in chosen:
-        if not kept.in_use:
-            remove_checkpoints(kept.folder)
-    return [kept for kept in chosen if not kept.in_use], [kept for kept in chosen if kept.in_use]
+    freed, left = 0, []
+    for kept in there:
+        old = before is not None and kept.last_saved < before
+        if not (everything or old or kept.run_id in run_ids):
+            continue
+        with idle(root, [kept.training] if kept.training else []) as free:
+            if free and (kept.training or not held_by_some(root)):
+                freed += remove_checkpoints(kept.folder)
+            else:
+                left.append(kept.run_id)
+    return freed, left
 
 
-def _kept(folder: Path) -> Kept:
-    files = [file.stat() for file in folder.iterdir()]
-    about, held = _about(folder)
+def _kept(folder: Path, held: Collection[str]) -> Kept | None:
+    """None where its training has finished, and removed it, since the folder was seen."""
+    try:
+        about, training = _about(folder)
+        last_saved, files = folder.stat().st_mtime, [*folder.iterdir()]
+    except FileNotFoundError:
+        return None
+    stats = []
+    for file in files:
+        with suppress(FileNotFoundError):  # a training saves, and removes what is older
+            stats.append(file.stat())
     return Kept(
         run_id=folder.name,
         folder=folder,
         about=about,
-        bytes=sum(file.st_size for file in files),
-        last_saved=max((file.st_mtime for file in files), default=folder.stat().st_mtime),
-        in_use=any(is_held(folder.parent, name) for name in held),
+        bytes=sum(stat.st_size for stat in stats),
+        last_saved=max((stat.st_mtime for stat in stats), default=last_saved),
+        training=training,
+        in_use=training in held if training else bool(held),
     )
 
 
-def _about(folder: Path) -> tuple[str, list[str]]:
+def _about(folder: Path) -> tuple[str, str]:
     """What the newest checkpoint is of, and the name of its training's lock."""
-    newest = next(iter(checkpoints(folder)), None)
-    if newest is None:
-        return "no whole checkpoint", []
-    try:
-        facts = read_facts(newest)
-        return _told(facts), [str(facts["lock"])]
-    except Damaged as error:
-        return f"{newest.name}: {error}", []
-    except (KeyError, TypeError, ValueError):
-        return f"{newest.name}: it lacks what it is of", []
+    told, training = "", ""
+    for file in checkpoints(folder):
+        try:
+            facts = read_facts(file)
+            about, training = _told(facts), str(facts["lock"])
+        except Damaged as error:
+            if not file.exists():  # removed since, as there is a newer one
+                continue
+            about = f"{file.name}: {error}"
+        except (KeyError, TypeError, ValueError):
+            about = f"{file.name}: it lacks what it is of"
+        told = told or about
+        if training:
+            break
+    return told or "no whole checkpoint", training
 
 
 def _told(facts: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import tempfile
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from sae_mlflow import naming
@@ -37,7 +38,9 @@ def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> 
     _report_giants(training.display, acts)
     sae = build_sae(settings.sae, acts.widths_in, acts.d_out).to(training.device)
     trainer = Trainer(sae, settings.train, acts.n_train)
-    with suppress(LayerFailed), recorded(_open_layer_run(training, parent, acts)) as run:
+    opened = partial(_open_layer_run, training, parent, acts)
+    with suppress(LayerFailed), recorded(opened, training.stopping) as run:
+        training.stopping.check()
         layer = begin(training, run, acts, trainer, _layer_params(settings, trainer, acts))
         train_epochs(layer)
         layer.log.mirror.finish()

@@ -12,12 +12,12 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.health.stored import judge_run
 from sae_mlflow.history import restored
 from sae_mlflow.reporting.layer_table import Row
-from sae_mlflow.runs.checkpoints import checkpoints_folder
+from sae_mlflow.runs.checkpoints import checkpoints_folder, remove_finished
 from sae_mlflow.runs.guards import recorded
 from sae_mlflow.runs.health import STOPPED
 from sae_mlflow.runs.heartbeat import STALE_SECONDS
-from sae_mlflow.runs.lock import hold, is_held, let_go
-from sae_mlflow.runs.numbers import differing, number_settings
+from sae_mlflow.runs.lock import LOOK_SECONDS, hold, is_held, let_go
+from sae_mlflow.runs.numbers import are_of, differing
 from sae_mlflow.runs.parent import open_parent
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import build_sae
@@ -63,9 +63,8 @@ def find_parent(training: Training, resume: str | None, finished: Set[str]) -> R
         return None
     if resume != AUTO:
         return _named(training, resume, finished)
-    wanted = number_settings(training.settings)
     for row in training.store.parent_runs(training.experiment_id, running=False):
-        if row.run_id in finished or any(row.params.get(k) != v for k, v in wanted.items()):
+        if row.run_id in finished or not are_of(training.settings, row.params):
             continue
         if _is_trained(training.settings, row):
             training.display.say(f"Run {row.run_id} is being trained by another process")
@@ -108,13 +107,21 @@ def _check_settings(settings: Settings, row: RunRow) -> None:
 
 
 @contextmanager
-def parent_run(training: Training, old: RunRow | None) -> Iterator[OpenRun]:
+def parent_run(training: Training, old: RunRow | None, command: str) -> Iterator[OpenRun]:
     """The parent's run, new or gone on with, closed as what it came to; no other process takes it
-    up meanwhile."""
+    up meanwhile.
+
+    Args:
+        command: what starts the training, for the hint how it goes on.
+    """
     root = checkpoints_folder(training.settings)
     lock = hold(root, old.run_id) if old is not None else None
     try:
-        with recorded(open_parent(training, old)) as parent:
+        with (
+            recorded(lambda: open_parent(training, old), training.stopping) as parent,
+            _hint_to_resume(training, parent, command),
+        ):
+            training.stopping.check()
             lock = lock or hold(root, parent.run_id)
             training.lock = Path(lock.lock_file).stem
             if old is not None:
@@ -126,7 +133,7 @@ def parent_run(training: Training, old: RunRow | None) -> Iterator[OpenRun]:
 
 
 @contextmanager
-def hint_to_resume(training: Training, parent: OpenRun, command: str) -> Iterator[None]:
+def _hint_to_resume(training: Training, parent: OpenRun, command: str) -> Iterator[None]:
     """Where a training ends before its time, say how it goes on."""
     try:
         yield
@@ -140,7 +147,7 @@ def _is_trained(settings: Settings, row: RunRow) -> bool:
     """Whether another process is at it, here or, by its sign of life, on another host."""
     running = row.status == RUNNING and is_recorded(row.tags)
     alive = running and why_dead(row.tags, STALE_SECONDS) is None
-    return alive or is_held(checkpoints_folder(settings), row.run_id)
+    return alive or is_held(checkpoints_folder(settings), row.run_id, LOOK_SECONDS)
 
 
 def _earlier(store: Store, parent: RunRow) -> dict[str, RunRow]:
@@ -157,6 +164,7 @@ def finished_layer(training: Training, acts: LayerActivations) -> Row | None:
     if row.status != FINISHED and not stopped:
         return None
     training.display.say(f"{row.layer} has been trained: run {row.run_id}")
+    remove_finished(training, row)
     with torch.device("meta"):  # without memory
         sae = build_sae(training.settings.sae, acts.widths_in, acts.d_out)
     return Row(

@@ -12,6 +12,7 @@ A pid alone says little: it is given out again, and containers count their own. 
 """
 
 import functools
+import os
 import platform
 import uuid
 from collections.abc import Mapping
@@ -100,10 +101,27 @@ def _is_there(pid: int, started: float) -> bool:
         if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return False  # it ended; only whoever started it hasn't asked how
         return abs(_started(process) - started) < _SAME_START_SECONDS
-    except (psutil.NoSuchProcess, ValueError, OverflowError):
+    except psutil.ZombieProcess:
+        return False
+    except psutil.NoSuchProcess:
+        return _is_hidden(pid)
+    except (ValueError, OverflowError):
         return False
     except psutil.AccessDenied:
         return True  # somebody's; better a run too many than a living one ended
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether it is another user's, where `/proc` shows one's own alone (`hidepid=2`)."""
+    if not psutil.POSIX:  # elsewhere signal 0 isn't merely asked for
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        pass
+    return False
 
 
 def _started(process: psutil.Process) -> float:
