@@ -16,6 +16,7 @@ from sae_mlflow.runs.checkpoints import checkpoints_folder, remove_finished
 from sae_mlflow.runs.guards import recorded
 from sae_mlflow.runs.health import STOPPED
 from sae_mlflow.runs.heartbeat import STALE_SECONDS
+from sae_mlflow.runs.later import when_reachable
 from sae_mlflow.runs.lock import LOOK_SECONDS, hold, is_held, let_go
 from sae_mlflow.runs.numbers import are_of, differing
 from sae_mlflow.runs.parent import open_parent
@@ -165,6 +166,10 @@ def finished_layer(training: Training, acts: LayerActivations) -> Row | None:
         return None
     training.display.say(f"{row.layer} has been trained: run {row.run_id}")
     remove_finished(training, row)
+    return when_reachable(training, lambda: _row_of(training, acts, row, stopped))
+
+
+def _row_of(training: Training, acts: LayerActivations, row: RunRow, stopped: bool) -> Row:
     with torch.device("meta"):  # without memory
         sae = build_sae(training.settings.sae, acts.widths_in, acts.d_out)
     return Row(
