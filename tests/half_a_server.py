@@ -10,11 +10,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class HalfAServer:
-    """Its API takes all; artifacts are answered with `artifact_status`, after `artifact_seconds`."""
+    """All of it is taken, but what one says that it isn't."""
 
     def __init__(self) -> None:
         self.artifact_status = 200
+        """What an artifact is answered with, after `artifact_seconds`."""
         self.artifact_seconds = 0.0
+        self.api_status: dict[str, int] = {}
+        """What a part of the API is answered with, where not with 200: `{"runs/create": 503}`."""
         self.log: list[tuple[str, object]] = []
         """What it was asked for and took, in order: `("PUT sae/weights", ...)`."""
         self.refused: list[str] = []
@@ -26,6 +29,10 @@ class HalfAServer:
     @property
     def artifacts(self) -> list[str]:
         return [what for what, _ in self.log if what.startswith(("PUT", "DELETE"))]
+
+    @property
+    def updates(self) -> list[object]:
+        return [body for what, body in self.log if what == "runs/update"]
 
     @property
     def metrics(self) -> list[tuple[str, int]]:
@@ -46,6 +53,9 @@ def half_a_server() -> Iterator[HalfAServer]:
                 self._artifact(f"{self.command} {place.partition('/1/artifacts/')[2]}")
                 return
             place = place.removeprefix("mlflow/")
+            if place in state.api_status:
+                self._send(state.api_status[place], {})
+                return
             if self.command == "POST" and body:
                 state.log.append((place, json.loads(body)))
             self._send(200, {"run": _run(state.run_id)} if place.startswith("runs/") else {})

@@ -10,6 +10,20 @@ _ASKED_AFTER_SECONDS = 5.0  # and again
 _LONGEST_SECONDS = 600.0  # without anything done, though it answers: a large file on a slow way
 
 
+class Pause:
+    """Between two tries: each time twice as long, up to a limit."""
+
+    def __init__(self, first: float, longest: float) -> None:
+        self.seconds = self._first = first
+        self._longest = longest
+
+    def lengthen(self) -> None:
+        self.seconds = min(2 * self.seconds, self._longest)
+
+    def reset(self) -> None:
+        self.seconds = self._first
+
+
 class Patience:
     """One wait."""
 
