@@ -1,12 +1,14 @@
 """What a server doesn't take though it answers: what waits with it, and what goes on."""
 
 import os
+import threading
 import time
 
 import pytest
 from half_a_server import half_a_server
 
 from sae_mlflow.tracking.journalled import JournalledStore
+from sae_mlflow.tracking.patience import Patience
 
 
 @pytest.fixture
@@ -151,3 +153,16 @@ def test_nothing_that_goes_wrong_ends_the_delivery(error, server, tmp_path, monk
     assert store.wait(10)
     assert server.metrics == [("fvu", 1), ("fvu", 2)]
     store.close()
+
+
+def test_a_call_of_more_than_ten_minutes_is_waited_for_while_the_store_answers(monkeypatch):
+    """A large file on a slow way."""
+    began, changed = time.monotonic(), threading.Condition()
+    with half_a_server() as server, changed:
+        patience = Patience(server.uri, None)
+        assert patience.goes_on(changed, 0, began)
+        monkeypatch.setattr(time, "monotonic", lambda: began + 700)
+        assert patience.goes_on(changed, 0, began)
+    with changed:
+        monkeypatch.setattr(time, "monotonic", lambda: began + 800)
+        assert not patience.goes_on(changed, 0, began)
