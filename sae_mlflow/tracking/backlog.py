@@ -7,6 +7,7 @@ file waits.
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
 from sae_mlflow.tracking.journal import Entry, Journal
 from sae_mlflow.tracking.operations import (
@@ -154,9 +155,8 @@ class Backlog:
             return
         try:
             for entry in list(self._unwritten):
-                self._exchange(entry, self._journal.write(entry))
-        except FileNotFoundError:  # it was delivered meanwhile, and its file has gone
-            pass
+                with suppress(FileNotFoundError):  # delivered meanwhile, and its file has gone
+                    self._exchange(entry, self._journal.write(entry))
         except OSError as error:
             self._say_full(error, entry.operation)
         finally:
