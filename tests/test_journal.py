@@ -14,7 +14,6 @@ from filelock import Timeout
 
 from sae_mlflow.tracking.backlog import Backlog
 from sae_mlflow.tracking.journal import Journal
-from sae_mlflow.tracking.journals import leftovers, new_journal, others
 from sae_mlflow.tracking.operations import Operation
 
 
@@ -192,6 +191,7 @@ def test_a_file_that_has_gone_keeps_nothing_behind_it_off_the_disk(tmp_path):
 KILLED_WHILE_IT_WRITES = """
 import sys
 from pathlib import Path
+from sae_mlflow.errors import UserError
 from sae_mlflow.tracking.backlog import Backlog
 from sae_mlflow.tracking.journal import Journal
 from sae_mlflow.tracking.operations import Operation
@@ -215,25 +215,3 @@ def test_a_process_killed_while_it_writes_loses_nothing_that_was_written(tmp_pat
     kept = [int(n) for n in numbers(Journal(tmp_path / "j"))]
     assert len(said) > 10 and kept[: len(said)] == said
     assert len(kept) - len(said) <= 1  # one may have been written and not yet said
-
-
-def test_a_stores_journals_are_found_whatever_its_user_and_password(tmp_path):
-    new = new_journal("postgresql://me:secret@host/db")
-    write(new, 1)
-    new.close()
-    for uri in ("postgresql://me:changed@host/db", "postgresql+psycopg2://you@host/db"):
-        [found] = leftovers(uri)
-        assert numbers(found) == ["1"]
-        found.close()
-    assert list(leftovers("postgresql://me:secret@other/db")) == []
-    [(address, waiting)] = others("postgresql://me:secret@other/db")
-    assert (address, waiting) == ("postgresql://me:***@host/db", 1)
-
-
-def test_a_sqlite_store_is_the_same_from_every_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    journal = new_journal("sqlite:///mlflow.db")
-    write(journal, 1)
-    journal.close()
-    [found] = leftovers(f"sqlite:///{tmp_path}/mlflow.db")
-    assert numbers(found) == ["1"]

@@ -6,7 +6,8 @@
                              /delivered    the numbers of those that the store has taken
                              /files/{n}    what entry n logs
 
-`{store}` is a hash of the address without user and password: who changes those finds it again.
+`{store}` is a hash of the address without user, password and driver: who changes those finds it
+again.
 """
 
 import os
@@ -17,8 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from sae_mlflow.errors import UserError
 from sae_mlflow.folders import STATE_VARIABLE, make_folder
 from sae_mlflow.tracking.journal_lines import Lines
 from sae_mlflow.tracking.operations import Operation
@@ -40,16 +42,25 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         """
         Raises:
-            UserError: the folder can't be made.
+            UserError: the folder can't be made, or nothing in it.
             Timeout: another process holds it.
         """
         make_folder(folder.parent, STATE_VARIABLE)
         self.folder = folder
         self._lock = FileLock(lock_file(folder), thread_local=False)
-        self._lock.acquire(blocking=False)
-        make_folder(folder, STATE_VARIABLE)
-        self._entries = Lines(folder / "entries")
-        self._delivered = Lines(folder / "delivered")
+        try:
+            self._lock.acquire(blocking=False)
+            make_folder(folder, STATE_VARIABLE)
+            self._entries = Lines(folder / "entries")
+            self._delivered = Lines(folder / "delivered")
+        except Timeout:
+            raise
+        except OSError as error:
+            self._lock.release()
+            raise UserError(
+                f"The journal {folder} can't be written: {error.strerror}. "
+                f"Point {STATE_VARIABLE} at a folder that can be."
+            ) from None
         self._writing = Lock()  # a training writes, and so does its delivery
         self.ids: dict[str, str] = {}
         """Ids that the store has given for pending ones."""
