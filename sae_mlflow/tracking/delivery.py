@@ -118,8 +118,10 @@ class Delivery:
                 said = f"{type(error).__name__}: {error}"
                 with self._changed:
                     self._busy_since = 0.0
-                    self._stay_away(hide_password_in(said, self._uri))
+                    if self.backlog.queue:
+                        self._stay_away(hide_password_in(said, self._uri))
                     self._changed.notify_all()
+                    self._changed.wait(_PAUSE_SECONDS[0])
 
     def _round(self) -> None:
         """Deliver what comes next, or wait for it."""
