@@ -1,17 +1,19 @@
 """The journal: what is kept on disk, in order, once, and whole, and what becomes of it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from faults.full_disk import small_disk
 from filelock import Timeout
 
+from sae_mlflow.tracking.backlog import Backlog
 from sae_mlflow.tracking.journal import Journal
-from sae_mlflow.tracking.journals import leftovers, new_journal, others
 from sae_mlflow.tracking.operations import Operation
 
 
@@ -25,6 +27,15 @@ def numbers(journal):
 
 def write(journal, *ns):
     return [journal.write(journal.entry(tags(n))) for n in ns]
+
+
+def fill(disk):
+    (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize))
+
+
+def after_a_kill(journal, place):
+    """What the next process finds."""
+    return Journal(shutil.copytree(journal.folder, place))
 
 
 def test_what_isnt_delivered_is_there_for_the_next_process_in_order(tmp_path):
@@ -113,7 +124,7 @@ def test_on_a_full_disk_nothing_is_torn_and_it_goes_on_after_room_is_made(tmp_pa
         with pytest.raises(OSError, match="No space left"):
             journal.write(journal.entry(weights))
         assert numbers(journal) == ["1"] and not list(disk.glob("j/files/*"))
-        (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_bsize))
+        fill(disk)
         with pytest.raises(OSError, match="No space left"):
             for n in range(1000):
                 write(journal, "x" * n)
@@ -124,9 +135,64 @@ def test_on_a_full_disk_nothing_is_torn_and_it_goes_on_after_room_is_made(tmp_pa
         assert numbers(Journal(disk / "j")) == [*kept, "2"]
 
 
+def test_a_delivery_that_could_not_be_noted_is_noted_with_the_next(tmp_path):
+    """Else an old entry would be delivered once more, over a newer one."""
+    with small_disk(tmp_path / "disk", 2) as disk:
+        journal = Journal(disk / "j")
+        first, second, _ = write(journal, 1, 2, 3)
+        fill(disk)
+        journal.done([first], {"a-pending": "a"})
+        (disk / "filler").unlink()
+        journal.done([second])
+        found = after_a_kill(journal, tmp_path / "killed")
+        assert numbers(found) == ["3"] and found.ids == {"a-pending": "a"}
+
+
+def test_the_ids_that_a_store_has_given_outlive_the_entries(tmp_path):
+    journal = Journal(tmp_path / "j")
+    journal.done(write(journal, 0), {"a-pending": "a"})
+    for n in range(2000):
+        journal.done(write(journal, n))
+    assert after_a_kill(journal, tmp_path / "killed").ids == {"a-pending": "a"}
+
+
+def test_of_an_entry_without_room_no_file_stays(tmp_path):
+    with small_disk(tmp_path / "disk", 2) as disk:
+        journal = Journal(disk / "j")
+        (disk / "weights").write_bytes(b"12345")
+        fill(disk)
+        body = {"folder": "x" * 100_000}  # the file itself is only linked to
+        with pytest.raises(OSError, match="No space left"):
+            journal.write(journal.entry(Operation("file", "r", body, disk / "weights")))
+        assert list(disk.glob("j/files/*")) == []
+
+
+def test_a_file_that_has_gone_keeps_nothing_behind_it_off_the_disk(tmp_path):
+    with small_disk(tmp_path / "disk", 2) as disk:
+        backlog = Backlog(journal := Journal(disk / "j"), print)
+        (tmp_path / "weights").write_bytes(b"12345")
+        fill(disk)
+        weights = Operation("file", "r", {"folder": None}, tmp_path / "weights")
+        logging = threading.Thread(target=backlog.add, args=[weights], daemon=True)
+        logging.start()
+        while not backlog.queue:
+            time.sleep(0.01)
+        backlog.add(tags(1))
+        (tmp_path / "weights").unlink()
+        (disk / "filler").unlink()
+        backlog.write_again()
+        assert numbers(journal) == ["1"]
+        with backlog.changed:
+            backlog.remove(backlog.queue[:1])
+        logging.join(timeout=5)
+        assert not logging.is_alive()
+
+
 KILLED_WHILE_IT_WRITES = """
 import sys
 from pathlib import Path
+from sae_mlflow.errors import UserError
+from sae_mlflow.tracking.backlog import Backlog
 from sae_mlflow.tracking.journal import Journal
 from sae_mlflow.tracking.operations import Operation
 journal = Journal(Path(sys.argv[1]))
@@ -149,25 +215,3 @@ def test_a_process_killed_while_it_writes_loses_nothing_that_was_written(tmp_pat
     kept = [int(n) for n in numbers(Journal(tmp_path / "j"))]
     assert len(said) > 10 and kept[: len(said)] == said
     assert len(kept) - len(said) <= 1  # one may have been written and not yet said
-
-
-def test_a_stores_journals_are_found_whatever_its_user_and_password(tmp_path):
-    new = new_journal("postgresql://me:secret@host/db")
-    write(new, 1)
-    new.close()
-    for uri in ("postgresql://me:changed@host/db", "postgresql+psycopg2://you@host/db"):
-        [found] = leftovers(uri)
-        assert numbers(found) == ["1"]
-        found.close()
-    assert list(leftovers("postgresql://me:secret@other/db")) == []
-    [(address, waiting)] = others("postgresql://me:secret@other/db")
-    assert (address, waiting) == ("postgresql://me:***@host/db", 1)
-
-
-def test_a_sqlite_store_is_the_same_from_every_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    journal = new_journal("sqlite:///mlflow.db")
-    write(journal, 1)
-    journal.close()
-    [found] = leftovers(f"sqlite:///{tmp_path}/mlflow.db")
-    assert numbers(found) == ["1"]

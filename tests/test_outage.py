@@ -26,6 +26,7 @@ from sae_mlflow.config import Settings, parse_set
 from sae_mlflow.errors import OutOfReach, UserError
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
+from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.store import Store
 
 SECRET = "hunter2"
@@ -105,6 +106,25 @@ def test_an_artifact_that_cannot_be_had_now_is_told_from_one_that_is_not_there(
     with pytest.raises(OutOfReach):
         store.download(source, tmp_path)
     server.start() if what == "the server" else postgres.start()
+
+
+def test_a_server_that_cannot_write_artifacts_still_gets_the_metrics(server, postgres, tmp_path):
+    """Its artifacts' folder is a file meanwhile: what it answers then, a full disk is answered with
+    as well."""
+    said = []
+    place = server.folder / "artifacts"
+    place.rename(place.with_name("elsewhere")) if place.exists() else None
+    place.write_text("")
+    store = JournalledStore(server.uri, said.append)
+    run = store.open_run(store.experiment_id("no artifacts"), "r", {})
+    run.log_text("text", "folder/file.txt")
+    run.log_metrics(1, {"fvu": 0.5})
+    assert store.flush() and "doesn't take text of run" in said[0] and "500" in said[0]
+    assert Store(server.uri).run(run.run_id).metrics == {"fvu": 0.5}
+    place.unlink()
+    assert store.wait(20) and store.waiting == 0
+    assert store.artifacts(run.run_id, "folder") == ["folder/file.txt"]
+    store.close()
 
 
 def test_a_store_that_is_away_when_a_training_starts_is_bad_input(settings, tmp_path):

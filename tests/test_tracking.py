@@ -4,6 +4,7 @@ import socket
 import sqlite3
 import threading
 import time
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -147,6 +148,24 @@ def refused_port():
         return listener.getsockname()[1]
 
 
+@contextmanager
+def answering(said):
+    """A port of this machine that says the same to whoever asks once."""
+
+    def answer():
+        with listener.accept()[0] as asked:
+            asked.recv(1000)
+            asked.sendall(said)
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(timeout=5)
+
+
 @pytest.mark.parametrize("scheme", ["http", "postgresql", "mysql+pymysql"])
 def test_a_store_that_nobody_serves_is_said_at_once(scheme):
     started = time.monotonic()
@@ -179,6 +198,31 @@ def test_a_server_that_wants_a_password_counts_as_reached(user):
     check_reachable(f"http://{user}127.0.0.1:{server.server_port}")
     thread.join()
     server.server_close()
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.2\r\n", b"", b"+PONG\r\n"])
+def test_what_speaks_no_http_is_no_store(said):
+    with answering(said) as port, pytest.raises(UserError, match="can't be reached"):
+        check_reachable(f"http://127.0.0.1:{port}")
+
+
+def test_a_certificate_is_for_mlflow_to_judge():
+    """It knows settings by which one is trusted."""
+    with answering(b"no certificate") as port:
+        check_reachable(f"https://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://u:p@/db?host=/cloudsql/project",
+        "postgresql:///db",
+        "postgresql://127.0.0.1:{port}/db?host=/cloudsql/project",
+        "mysql+pymysql://u:p@/db?unix_socket=/run/mysql",
+    ],
+)
+def test_a_database_behind_a_socket_of_this_machine_is_left_to_mlflow(uri):
+    check_reachable(uri.format(port=refused_port()))
 
 
 def test_a_sqlite_store_needs_a_folder_and_a_database(tmp_path):

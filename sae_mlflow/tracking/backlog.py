@@ -7,9 +7,18 @@ file waits.
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 
 from sae_mlflow.tracking.journal import Entry, Journal
-from sae_mlflow.tracking.operations import TASK, Operation, with_real_ids, with_texts
+from sae_mlflow.tracking.operations import (
+    TASK,
+    Operation,
+    has_pending,
+    is_pending,
+    with_real_ids,
+    with_texts,
+)
+from sae_mlflow.tracking.order import makes_needless, may_overtake
 from sae_mlflow.tracking.refusals import no_room
 
 _ROOM_PAUSE_SECONDS = 1.0
@@ -95,6 +104,30 @@ class Backlog:
         self.queue = [each for each in self.queue if each.number != entry.number]
         self.aside.append(entry)
 
+    def let_pass(self) -> None:
+        """Put aside, too, what may not be done before something that was put aside."""
+        n = 0
+        while n < len(self.queue) and self._has_to_wait(self.queue[n]):
+            self.aside.append(self.queue[n])
+            n += 1
+        self.queue = self.queue[n:]
+        if n:
+            self.changed.notify_all()
+
+    def _has_to_wait(self, entry: Entry) -> bool:
+        operation = entry.operation
+        if operation.kind == "create":
+            return has_pending(self.real(operation))
+        run_id = self.real_id(operation.run_id)
+        if is_pending(run_id):
+            return True
+        earlier = [e for e in self.aside if self.real_id(e.operation.run_id) == run_id]
+        needless = [each for each in earlier if makes_needless(operation, each.operation)]
+        if needless:
+            self.remove(needless)
+        left = [each for each in earlier if each not in needless]
+        return not all(may_overtake(operation, each.operation) for each in left)
+
     def bring_back(self) -> None:
         """What was put aside is in its place again."""
         self.queue = sorted([*self.aside, *self.queue], key=lambda entry: entry.number)
@@ -122,9 +155,8 @@ class Backlog:
             return
         try:
             for entry in list(self._unwritten):
-                self._exchange(entry, self._journal.write(entry))
-        except FileNotFoundError:  # it was delivered meanwhile, and its file has gone
-            pass
+                with suppress(FileNotFoundError):  # delivered meanwhile, and its file has gone
+                    self._exchange(entry, self._journal.write(entry))
         except OSError as error:
             self._say_full(error, entry.operation)
         finally:

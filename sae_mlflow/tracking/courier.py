@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from mlflow.tracking import MlflowClient
 
-from sae_mlflow.tracking.operations import Operation, apply, has_pending, is_pending
+from sae_mlflow.tracking.operations import Operation, apply, is_pending
 from sae_mlflow.tracking.refusals import Outcome, judge, reason
 
 _METRICS_AT_ONCE = 1_000  # that MLflow takes in one request
@@ -39,8 +39,6 @@ class Courier:
         if len(operations) > 1:
             metrics = [each for one in operations for each in one.body["metrics"]]
             operation = replace(operation, body={"metrics": metrics})
-        if has_pending(operation):
-            return Report(Outcome.STUCK, "its run isn't made yet")
         try:
             run_id = apply(self._client, operation, again=again)
         except Exception as error:  # whatever it is, it must not end the delivery

@@ -6,20 +6,24 @@ back, or for another process (`sae-mlflow sync`).
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from mlflow.tracking import MlflowClient
 
 from sae_mlflow.tracking.backlog import Backlog
 from sae_mlflow.tracking.courier import Courier, Report, together
 from sae_mlflow.tracking.journal import Entry, Journal
+from sae_mlflow.tracking.notices import Notices
 from sae_mlflow.tracking.operations import Operation, apply, with_texts
-from sae_mlflow.tracking.patience import Patience
-from sae_mlflow.tracking.reach import hide_password, hide_password_in
+from sae_mlflow.tracking.patience import Patience, Pause
+from sae_mlflow.tracking.reach import hide_password_in
 from sae_mlflow.tracking.refusals import Outcome
 
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.25, 5.0
-_STUCK_PAUSE_SECONDS = 5.0
+_PAUSE_SECONDS = 0.25, 5.0  # the first and the longest, where the store is away
+_STUCK_PAUSE_SECONDS = 2.5, 300.0  # where it doesn't take something: all of a file is sent again
+_SAVED_AGAIN_SECONDS = 1.0
+_LAST_CALL_SECONDS = 0.25
 _TRIES = 3  # of what the store doesn't take though it answers, before it lets others pass
 _AT_ONCE = 200  # entries that are looked at to be delivered as one
 
@@ -35,10 +39,10 @@ class Delivery:
             journal: what is in it already may have been delivered before.
             warn: takes what a person should know; called from the delivering thread.
         """
-        self._uri, self._journal, self._warn = uri, journal, warn
-        self._store = f"The tracking store {hide_password(uri)}"
+        self._uri, self._journal = uri, journal
+        self._notices = Notices(uri, journal.folder, warn)
         self._client, self._courier = client, Courier(client, uri)
-        self.backlog = Backlog(journal, warn)
+        self.backlog = Backlog(journal, self._notices.say)
         self._changed = self.backlog.changed
         self._repeated = {entry.number for entry in self.backlog.queue}
         """Entries that may have been delivered before."""
@@ -47,7 +51,8 @@ class Delivery:
         self.delivered = 0
         self.away = ""
         """Why the store is out of reach; empty while it isn't."""
-        self._pause, self._next_try, self._next_aside = _FIRST_PAUSE_SECONDS, 0.0, 0.0
+        self._pause, self._stuck_pause = Pause(*_PAUSE_SECONDS), Pause(*_STUCK_PAUSE_SECONDS)
+        self._next_try = self._next_aside = self._next_save = 0.0
         self._busy_since = 0.0
         """When the call that is under way began; 0 where none is."""
         self._closing = False
@@ -85,6 +90,7 @@ class Delivery:
         """Wait so long for the store to be back and have all that it takes; whether it has."""
         end = time.monotonic() + seconds
         with self._changed:
+            self._stuck_pause.reset()
             self._next_aside = 0.0
             self._changed.notify_all()
             while self.backlog.queue or self.backlog.aside:
@@ -102,44 +108,73 @@ class Delivery:
             self._closing = True
             self._changed.notify_all()
         # a call that hangs is left to end with the process; its entry still waits
-        self._thread.join(timeout=_FIRST_PAUSE_SECONDS)
+        self._thread.join(timeout=_LAST_CALL_SECONDS)
         self._journal.close()
 
     # -- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (batch := self._next_batch()):
-                    if self._closing:
-                        return
-                    self._idle()
-                again = any(entry.number in self._repeated for entry in batch)
-                operations = [self.backlog.real(entry.operation) for entry in batch]
-                self._busy_since = time.monotonic()
-            report = self._courier.deliver(operations, again=again)
-            with self._changed:
-                self._busy_since = 0.0
-                if self._closing:
-                    return
-                self._settle(batch, report)
-                self._changed.notify_all()
-            self.backlog.write_again()
+        while not self._closing:
+            try:
+                self._round()
+            except Exception as error:  # whatever it is, what is logged later has to go on
+                said = f"{type(error).__name__}: {error}"
+                with self._changed:
+                    self._busy_since = 0.0
+                    if self.backlog.queue:
+                        self._stay_away(hide_password_in(said, self._uri))
+                    self._changed.notify_all()
+                    self._changed.wait(_PAUSE_SECONDS[0])
+
+    def _round(self) -> None:
+        """Deliver what comes next, or wait for it."""
+        self._save()
+        with self._changed:
+            batch = self._next_batch()
+            if not batch:
+                self._idle()
+                return
+            numbers = {entry.number for entry in batch}
+            again = not self._repeated.isdisjoint(numbers)
+            self._repeated |= numbers
+            operations = [self.backlog.real(entry.operation) for entry in batch]
+            self._busy_since = time.monotonic()
+        report = self._courier.deliver(operations, again=again)
+        with self._changed:
+            self._busy_since = 0.0
+            if self._closing:
+                return
+            self._settle(batch, report)
+            self._changed.notify_all()
+        self.backlog.write_again()
+
+    def _save(self) -> None:
+        """Have the disk itself hold what waits; nobody else waits for that."""
+        now = time.monotonic()
+        if (self.away or self.backlog.aside) and now >= self._next_save:
+            self._next_save = now + _SAVED_AGAIN_SECONDS
+            with suppress(OSError):  # a disk without room, of which is told where it is written to
+                self._journal.to_disk()
 
     def _idle(self) -> None:
-        """Until there is something to do; meanwhile what waits gets onto the disk itself."""
-        if self.away:
-            self._journal.to_disk()
+        """Until there is something to do."""
+        if self._closing:
+            return
         times = [self._next_try] if self.backlog.queue else []
-        times += [self._next_aside] if self.backlog.aside else []
+        times += [self._next_aside] if self.backlog.aside and not self.away else []
         pause = max(min(times) - time.monotonic(), 0.01) if times else None
         self._changed.wait(pause)
 
     def _next_batch(self) -> list[Entry]:
         now, backlog = time.monotonic(), self.backlog
+        if self._closing or now < self._next_try:
+            return []
         if backlog.aside and not self.away and now >= self._next_aside:
             backlog.bring_back()
-        if self._closing or not backlog.queue or now < self._next_try:
+            self._stuck_pause.lengthen()
+            self._next_aside = now + self._stuck_pause.seconds
+        backlog.let_pass()
+        if not backlog.queue:
             return []
         if backlog.queue[0].number in self._tries:
             return backlog.queue[:1]
@@ -148,16 +183,15 @@ class Delivery:
 
     def _settle(self, batch: Sequence[Entry], report: Report) -> None:
         if report.outcome is Outcome.AWAY:
-            self._stay_away(batch, report.reason)
+            self._stay_away(report.reason)
             return
         if self.away:
-            n = len(self.backlog.queue)
-            self._warn(f"{self._store} is back: {n} entries are on their way to it.")
-        self.away, self._pause, self._next_try = "", _FIRST_PAUSE_SECONDS, 0.0
+            self._notices.back(len(self.backlog.queue))
+        self.away, self._next_try = "", 0.0
+        self._pause.reset()
         match report.outcome:
             case Outcome.DELIVERED:
-                self.delivered += len(batch)
-                self.backlog.remove(batch, report.ids)
+                self._delivered(batch, report.ids)
             case Outcome.GONE:
                 self._leave_out_run(batch[0], report.reason)
             case Outcome.REFUSED if len(batch) == 1:
@@ -165,47 +199,44 @@ class Delivery:
             case _:
                 self._try_again(batch, report.reason)
 
-    def _stay_away(self, batch: Sequence[Entry], reason: str) -> None:
+    def _delivered(self, batch: Sequence[Entry], ids: Mapping[str, str]) -> None:
+        numbers = {entry.number for entry in batch}
+        if not numbers.isdisjoint(self._tries):
+            self._stuck_pause.reset()  # what was in the way may be gone
+        self._repeated -= numbers
+        self.delivered += len(batch)
+        self.backlog.remove(batch, ids)
+
+    def _stay_away(self, reason: str) -> None:
         if not self.away:
-            self._warn(
-                f"{self._store} is out of reach: {reason}. What is logged is kept in "
-                f"{self._journal.folder} and delivered when it is back."
-            )
+            self._notices.away(reason)
         self.away = reason
-        self._repeated |= {entry.number for entry in batch}
-        self._next_try = time.monotonic() + self._pause
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
+        self._next_try = time.monotonic() + self._pause.seconds
+        self._pause.lengthen()
 
     def _leave_out(self, entry: Entry, reason: str) -> None:
-        operation = self.backlog.real(entry.operation)
-        self._warn(
-            f"{self._store} refuses {operation.kind} of run {operation.run_id}: {reason}. "
-            "It is left out."
-        )
+        self._notices.refused(self.backlog.real(entry.operation), reason)
         self.backlog.remove([entry])
-        if operation.kind == "create":
+        if entry.operation.kind == "create":
             self._leave_out_run(entry, reason)
 
     def _leave_out_run(self, entry: Entry, reason: str) -> None:
         run_id = self.real_id(entry.operation.run_id)
         n = self.backlog.remove_run(entry.operation.run_id)
-        self._warn(f"Run {run_id} is gone: {reason}. What is logged to it is left out ({n}).")
+        self._notices.gone(run_id, reason, n)
 
     def _try_again(self, batch: Sequence[Entry], reason: str) -> None:
         """One by one; what still isn't taken steps aside, so that the others go on."""
-        self._repeated |= {entry.number for entry in batch}
         for entry in batch:
             self._tries.setdefault(entry.number, 0)
         if len(batch) > 1:
             return
         [entry] = batch
         self._tries[entry.number] += 1
-        self._next_try = time.monotonic() + _FIRST_PAUSE_SECONDS
+        self._next_try = time.monotonic() + _PAUSE_SECONDS[0]
         if self._tries[entry.number] < _TRIES:
             return
         if self._tries[entry.number] == _TRIES:
-            run_id = self.real_id(entry.operation.run_id)
-            what = f"{entry.operation.kind} of run {run_id}"
-            self._warn(f"{self._store} doesn't take {what} now: {reason}. It is tried again.")
+            self._notices.stuck(self.backlog.real(entry.operation), reason)
         self.backlog.put_aside(entry)
-        self._next_try, self._next_aside = 0.0, time.monotonic() + _STUCK_PAUSE_SECONDS
+        self._next_try, self._next_aside = 0.0, time.monotonic() + self._stuck_pause.seconds

@@ -6,7 +6,8 @@
                              /delivered    the numbers of those that the store has taken
                              /files/{n}    what entry n logs
 
-`{store}` is a hash of the address without user and password: who changes those finds it again.
+`{store}` is a hash of the address without user, password and driver: who changes those finds it
+again.
 """
 
 import os
@@ -17,8 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from sae_mlflow.errors import UserError
 from sae_mlflow.folders import STATE_VARIABLE, make_folder
 from sae_mlflow.tracking.journal_lines import Lines
 from sae_mlflow.tracking.operations import Operation
@@ -40,22 +42,35 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         """
         Raises:
-            UserError: the folder can't be made.
+            UserError: the folder can't be made, or nothing in it.
             Timeout: another process holds it.
         """
         make_folder(folder.parent, STATE_VARIABLE)
         self.folder = folder
         self._lock = FileLock(lock_file(folder), thread_local=False)
-        self._lock.acquire(blocking=False)
-        make_folder(folder, STATE_VARIABLE)
-        self._entries = Lines(folder / "entries")
-        self._delivered = Lines(folder / "delivered")
+        try:
+            self._lock.acquire(blocking=False)
+            make_folder(folder, STATE_VARIABLE)
+            self._entries = Lines(folder / "entries")
+            self._delivered = Lines(folder / "delivered")
+        except Timeout:
+            raise
+        except OSError as error:
+            self._lock.release()
+            raise UserError(
+                f"The journal {folder} can't be written: {error.strerror}. "
+                f"Point {STATE_VARIABLE} at a folder that can be."
+            ) from None
         self._writing = Lock()  # a training writes, and so does its delivery
         self.ids: dict[str, str] = {}
         """Ids that the store has given for pending ones."""
+        self._new_ids: dict[str, str] = {}
+        """Those of which no note is made yet."""
         self._last = 0
         self._waiting: dict[int, Entry] = {}
         self._not_on_disk: list[Path] = []
+        self._unnoted: set[int] = set()
+        """Numbers that the store has taken, of which there was no room to make a note."""
         self._read()
 
     @property
@@ -87,35 +102,60 @@ class Journal:
         facts = {"n": entry.number, "kind": operation.kind, "run_id": operation.run_id}
         facts |= {"body": operation.body, "file": operation.source and operation.source.name}
         with self._writing:
-            self._entries.add(facts)
+            try:
+                self._entries.add(facts)
+            except OSError:
+                self._remove_files(entry)
+                raise
             self._waiting[entry.number] = entry
         return entry
 
     def done(self, entries: Iterable[Entry], ids: Mapping[str, str] | None = None) -> None:
         """The store has taken these; and the ids that it has given."""
         with self._writing:
-            self.ids |= ids or {}
             taken = [e for e in entries if self._waiting.pop(e.number, None) is not None]
-            with suppress(OSError):  # no room: delivered once more, they change nothing
-                self._delivered.add({"done": [e.number for e in taken], "ids": dict(ids or {})})
+            self._unnoted |= {entry.number for entry in taken}
+            self._new_ids |= ids or {}
+            self.ids |= ids or {}
+            self._note()
             if not self._waiting and self._entries.size > _KEPT_BYTES:
                 self._entries.clear()
                 self._delivered.clear()
+                self._unnoted.clear()
+                self._new_ids = dict(self.ids)  # who writes next may know a run by its pending one
+                self._note()
         for entry in taken:
-            if entry.operation.source is not None:
-                shutil.rmtree(self._files(entry.number), ignore_errors=True)
+            self._remove_files(entry)
+
+    def _note(self) -> None:
+        """What is done, and what couldn't be noted before: alone, an older entry would be delivered
+        over a newer one."""
+        with suppress(OSError):  # no room: with the next, or delivered once more
+            self._delivered.add({"done": sorted(self._unnoted), "ids": self._new_ids})
+            self._unnoted, self._new_ids = set(), {}
+
+    def _remove_files(self, entry: Entry) -> None:
+        if entry.operation.source is not None:
+            shutil.rmtree(self._files(entry.number), ignore_errors=True)
 
     def to_disk(self) -> None:
         """Have the disk itself hold what was written, should the machine lose its power."""
         with self._writing:
             files, self._not_on_disk = self._not_on_disk, []
-        for file in files:
-            with suppress(FileNotFoundError), file.open("rb") as stream:
-                os.fsync(stream.fileno())
+        try:
+            for file in files:
+                with suppress(FileNotFoundError), file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        except OSError:
+            with self._writing:
+                self._not_on_disk += files
+            raise
         self._entries.to_disk()
 
     def close(self) -> None:
         """Let it go; without a trace where nothing waits."""
+        if self._unnoted or self._new_ids:
+            self._note()
         self._entries.close()
         self._delivered.close()
         if not self._waiting:

@@ -8,11 +8,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from filelock import Timeout
 
 from sae_mlflow.folders import STATE_VARIABLE, make_folder, state_folder
+from sae_mlflow.secrets import HIDDEN, without_secrets
 from sae_mlflow.tracking.journal import Journal
 from sae_mlflow.tracking.reach import hide_password, without_user
 from sae_mlflow.whole_file import whole_file
@@ -78,8 +79,14 @@ def _whole(uri: str) -> str:
 def _store_folder(uri: str) -> Path:
     parts = urlsplit(without_user(_whole(uri)))
     scheme = parts.scheme.split("+")[0]  # without the driver
-    bare = urlunsplit((scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+    query = urlencode(sorted(each for each in parse_qsl(parts.query) if _says_where(*each)))
+    bare = urlunsplit((scheme, parts.netloc, parts.path.rstrip("/"), query, ""))
     return _root() / hashlib.sha256(bare.encode()).hexdigest()[:16]
+
+
+def _says_where(key: str, _: str) -> bool:
+    """Whether a part of an address's query isn't about who one is: `?host=/run/postgresql`."""
+    return key.lower() not in {"user", "username"} and HIDDEN not in without_secrets(f"?{key}=0")
 
 
 def _processes(store: Path) -> list[Path]:

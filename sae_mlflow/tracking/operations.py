@@ -28,6 +28,8 @@ from sae_mlflow.tracking.contents import FAILURE_TAG, FINISHED, RUNNING
 JOURNAL_ID = "sae.journal_id"
 TASK = "task"
 """Kind of an operation that isn't the store's: something to do once the store holds its data."""
+ARTIFACT_KINDS = {"file", "folder", "text", "remove"}
+"""Kinds that need the place of a run's artifacts as well as the store."""
 
 _PENDING = re.compile(r"[0-9a-f]{32}-pending")
 _BATCH_LIMIT = 100  # params and tags that one log_batch takes

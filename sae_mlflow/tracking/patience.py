@@ -1,4 +1,4 @@
-"""How long to wait for a store that takes its time: as long as it gets on, and answers."""
+"""How long to wait for a store that takes its time: as long as it answers."""
 
 import threading
 import time
@@ -7,7 +7,20 @@ from sae_mlflow.errors import OutOfReach
 from sae_mlflow.tracking.reach import check_reachable
 
 _ASKED_AFTER_SECONDS = 5.0  # and again
-_LONGEST_SECONDS = 600.0  # without anything done, though it answers: a large file on a slow way
+
+
+class Pause:
+    """Between two tries: each time twice as long, up to a limit."""
+
+    def __init__(self, first: float, longest: float) -> None:
+        self.seconds = self._first = first
+        self._longest = longest
+
+    def lengthen(self) -> None:
+        self.seconds = min(2 * self.seconds, self._longest)
+
+    def reset(self) -> None:
+        self.seconds = self._first
 
 
 class Patience:
@@ -16,10 +29,11 @@ class Patience:
     def __init__(self, uri: str, limit: float | None) -> None:
         """
         Args:
-            limit: seconds in all; unset means as long as it gets on.
+            limit: seconds in all; unset means as long as it answers: a large file on a slow way
+                takes hours, and a call that hangs ends by MLflow's own timeouts.
         """
         self._uri, self._limit = uri, limit
-        self._started = self._since = self._asked = time.monotonic()
+        self._started = self._asked = time.monotonic()
         self._progress: int | None = None
 
     def goes_on(self, changed: threading.Condition, progress: int, busy_since: float) -> bool:
@@ -31,11 +45,11 @@ class Patience:
         """
         now = time.monotonic()
         if progress != self._progress:
-            self._progress, self._since, self._asked = progress, now, now
+            self._progress, self._asked = progress, now
         if self._limit is not None:
             left = min(self._started, busy_since) + self._limit - now
             return left > 0 and (changed.wait(left) or True)
-        if now - self._since > _LONGEST_SECONDS or self._is_dead(changed):
+        if self._is_dead(changed):
             return False
         changed.wait(1.0)
         return True

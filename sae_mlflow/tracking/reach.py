@@ -7,9 +7,11 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit, urlunsplit
+from ssl import SSLError
+from urllib.error import HTTPError
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 from urllib.request import urlopen
 
 from filelock import FileLock
@@ -28,7 +30,8 @@ def check_reachable(uri: str) -> None:
     """Raise OutOfReach where nothing can answer at a tracking URI.
 
     An HTTP store is asked for its health, a database server for a connection, and a SQLite file
-    for a folder that it can be written in. Other kinds (Databricks, plug-ins) are left to MLflow.
+    for a folder that it can be written in. Other kinds (Databricks, plug-ins, a database's socket
+    on this machine) are left to MLflow.
     """
     remember(uri)
     try:
@@ -44,8 +47,8 @@ def check_reachable(uri: str) -> None:
         _check_http(uri)
     elif scheme == "sqlite":
         _check_sqlite(uri)
-    elif scheme in _DATABASE_PORTS:
-        _check_port(uri, parts.hostname or "localhost", port or _DATABASE_PORTS[scheme])
+    elif scheme in _DATABASE_PORTS and parts.hostname and "host" not in parse_qs(parts.query):
+        _check_port(uri, parts.hostname, port or _DATABASE_PORTS[scheme])
 
 
 @contextmanager
@@ -94,8 +97,10 @@ def _check_http(uri: str) -> None:
             return
     except HTTPError:
         return  # something answers; whether it lets us in is for MLflow to say
-    except (URLError, OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
+        if isinstance(reason, SSLError):
+            return  # MLflow, which has settings for that, may trust it
         raise _unreachable(uri, reason, "Start it, or correct the address.") from None
 
 

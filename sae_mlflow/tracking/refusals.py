@@ -1,8 +1,10 @@
 """What a call that failed means: that the store is away, that it refuses for good, or neither."""
 
 import json
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import requests
 from mlflow.entities import LifecycleStage
@@ -22,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sae_mlflow.disk import free_bytes, in_units, is_full
 from sae_mlflow.errors import OutOfReach
-from sae_mlflow.tracking.operations import Operation, files_of
+from sae_mlflow.tracking.operations import ARTIFACT_KINDS, Operation, files_of
 from sae_mlflow.tracking.reach import check_reachable, hide_password_in
 
 
@@ -50,10 +52,7 @@ _REFUSED_STATUSES = {400, 404, 405, 413, 414, 422}
 def is_away(error: BaseException) -> bool:
     """Whether an error says that the store is out of reach now."""
     if isinstance(error, MlflowException):
-        return error.error_code in {ErrorCode.Name(code) for code in _AWAY} or (
-            isinstance(error.__cause__, requests.RequestException)
-            or isinstance(error.__context__, requests.RequestException)
-        )
+        return error.error_code in _names(_AWAY) or _is_of_http(error)
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return error.response.status_code in _AWAY_STATUSES
     kinds = (OutOfReach, requests.RequestException, SQLAlchemyError, ConnectionError, TimeoutError)
@@ -61,8 +60,12 @@ def is_away(error: BaseException) -> bool:
 
 
 def judge(client: MlflowClient, uri: str, operation: Operation, error: Exception) -> Outcome:
-    """What a failed operation's error means, asking the store where the error alone can't say."""
-    if is_away(error):
+    """What a failed operation's error means, asking the store where the error alone can't say.
+
+    Over HTTP, artifacts may be out of reach though the store isn't: their disk is full, a proxy
+    closes their path, or they are too large for it.
+    """
+    if is_away(error) and not (operation.kind in ARTIFACT_KINDS and _is_of_http(error)):
         return Outcome.AWAY
     if operation.source is not None and not operation.source.exists():
         return Outcome.REFUSED  # a file that went before there was room for a copy
@@ -71,7 +74,7 @@ def judge(client: MlflowClient, uri: str, operation: Operation, error: Exception
         client.search_experiments(max_results=1)
         if operation.kind != "create" and not _can_be_written(client, operation.run_id):
             return Outcome.GONE
-    except (MlflowException, SQLAlchemyError, OSError, OutOfReach):
+    except Exception:  # whatever it is, the store doesn't answer as one does
         return Outcome.AWAY
     return Outcome.REFUSED if _is_refusal(error) else Outcome.STUCK
 
@@ -100,9 +103,21 @@ def _size(operation: Operation) -> int:
     return sum(file.stat().st_size for file, _ in files_of(operation.source, None))
 
 
+def _is_of_http(error: BaseException) -> bool:
+    """Whether a request came to nothing, or to a server that lets one not in."""
+    if getattr(error, "error_code", None) in _names({UNAUTHENTICATED, PERMISSION_DENIED}):
+        return True
+    said = (error, error.__cause__, error.__context__)
+    return any(isinstance(each, requests.RequestException) for each in said)
+
+
+def _names(codes: Iterable[Any]) -> set[str]:
+    return {ErrorCode.Name(code) for code in codes}
+
+
 def _is_refusal(error: Exception) -> bool:
     if isinstance(error, MlflowException):
-        return error.error_code in {ErrorCode.Name(code) for code in _REFUSED}
+        return error.error_code in _names(_REFUSED)
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return error.response.status_code in _REFUSED_STATUSES
     return False
