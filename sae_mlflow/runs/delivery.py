@@ -3,10 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sae_mlflow.errors import UserError
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.runs.later import catch_up
 from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.journals import leftovers
+from sae_mlflow.tracking.store import Store
+from sae_mlflow.tracking.taken_over import leave_out
 
 _AFTER_AN_ERROR_SECONDS = 5.0
 
@@ -37,7 +40,16 @@ def deliver_leftovers(uri: str, display: Display) -> tuple[int, int]:
     for journal in leftovers(uri):
         if journal.damaged:
             display.warn(f"{journal.folder}: {journal.damaged} entries can't be read any more.")
-        store = JournalledStore(uri, display.warn, journal)
+        try:
+            left_out = leave_out(journal, Store(uri))
+            store = JournalledStore(uri, display.warn, journal)
+        except UserError:
+            journal.close()
+            raise
+        for run_id, n in left_out.items():
+            display.warn(
+                f"{n} entries of run {run_id} are left out: another process has gone on with it."
+            )
         try:
             store.flush()
             delivered += store.delivered + catch_up(store, display.say, display.warn)

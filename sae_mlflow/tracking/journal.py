@@ -5,11 +5,13 @@
     journal/{store}/{process}/entries      an operation a line, each behind its checksum
                              /delivered    the numbers of those that the store has taken
                              /files/{n}    what entry n logs
+                             /process.json the process, in the words of its runs' tags
 
 `{store}` is a hash of the address without user, password and driver: who changes those finds it
 again.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -25,6 +27,7 @@ from sae_mlflow.folders import STATE_VARIABLE, make_folder
 from sae_mlflow.tracking.journal_lines import Lines
 from sae_mlflow.tracking.operations import Operation
 
+_PROCESS_FILE = "process.json"
 _KEPT_BYTES = 1 << 16  # of entries that are all delivered, before they are cleared away
 
 
@@ -72,6 +75,20 @@ class Journal:
         self._unnoted: set[int] = set()
         """Numbers that the store has taken, of which there was no room to make a note."""
         self._read()
+
+    @property
+    def process(self) -> dict[str, str]:
+        """The tags of the process that wrote it; none of an earlier version's."""
+        try:
+            found = json.loads((self.folder / _PROCESS_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
+
+    def sign(self, tags: Mapping[str, str]) -> None:
+        """Say whose it is."""
+        with suppress(OSError):  # no room: nobody can tell then
+            (self.folder / _PROCESS_FILE).write_text(json.dumps(dict(tags)), encoding="utf-8")
 
     @property
     def damaged(self) -> int:

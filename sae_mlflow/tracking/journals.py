@@ -15,6 +15,7 @@ from filelock import Timeout
 from sae_mlflow.folders import STATE_VARIABLE, make_folder, state_folder
 from sae_mlflow.secrets import HIDDEN, without_secrets
 from sae_mlflow.tracking.journal import Journal
+from sae_mlflow.tracking.process import process_tags
 from sae_mlflow.tracking.reach import hide_password, without_user
 from sae_mlflow.whole_file import whole_file
 
@@ -35,7 +36,10 @@ def new_journal(uri: str) -> Journal:
         with whole_file(folder / _STORE_FILE) as file:
             file.write_text(json.dumps({"store": hide_password(_whole(uri))}), encoding="utf-8")
     started = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    return Journal(folder / f"{started}-{time.time_ns()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    name = f"{started}-{time.time_ns()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    journal = Journal(folder / name)
+    journal.sign(process_tags())
+    return journal
 
 
 def leftovers(uri: str) -> Iterator[Journal]:

@@ -28,6 +28,9 @@ PID_TAG = "sae.pid"
 STARTED_TAG = "sae.process_started"
 HEARTBEAT_TAG = "sae.heartbeat"
 
+IDENTITY_TAGS = (HOST_ID_TAG, PID_TAG, STARTED_TAG)
+"""No two processes have the same of all of them."""
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _SAME_START_SECONDS = 1.0  # the boot's time, which is taken off, is known to the second
