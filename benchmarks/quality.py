@@ -136,9 +136,10 @@ def table(results: Iterable[dict[str, Any]]) -> Iterator[str]:
     yield "|---:|---|---|---:|---:|---:|"
     for (steps, layer, name), runs in sorted(entries.items()):
         fvu, dead = ([run[figure] for run in runs] for figure in ("fvu", "dead"))
+        spread = f" ± {statistics.pstdev(fvu):.4f}" if len(runs) > 1 else ""
         yield (
-            f"| {steps:,} | {layer} | {name} | {len(runs)} | {statistics.mean(fvu):.4f} ± "
-            f"{statistics.pstdev(fvu):.4f} | {statistics.mean(dead):.1%} |"
+            f"| {steps:,} | {layer} | {name} | {len(runs)} | {statistics.mean(fvu):.4f}{spread} "
+            f"| {statistics.mean(dead):.1%} |"
         )
 
 
