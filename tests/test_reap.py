@@ -277,6 +277,19 @@ def test_whoever_trains_a_run_on_has_its_tags(store, experiment, other_process):
     assert store.run(run.run_id).status == "FINISHED"
 
 
+def test_a_run_that_is_taken_up_is_its_new_process_s_as_soon_as_it_says_running(
+    store, experiment, other_process
+):
+    run = kept_by(store, experiment, other_process.pid)
+    run.fail("interrupted", "KILLED")
+    other_process.kill()
+    other_process.wait()
+    store.resume_run(store.run(run.run_id))
+    row = store.run(run.run_id)
+    assert (row.status, row.tags["sae.pid"]) == ("RUNNING", str(os.getpid()))
+    assert dead_runs(store, experiment) == []
+
+
 def test_the_heartbeat_goes_on_while_a_run_is_trained_and_ends_with_it(store, experiment):
     run = opened(store, experiment, heartbeat=ago(3600))
     beats = set()

@@ -109,8 +109,8 @@ def _check_settings(settings: Settings, row: RunRow) -> None:
 
 @contextmanager
 def parent_run(training: Training, old: RunRow | None, command: str) -> Iterator[OpenRun]:
-    """The parent's run, new or gone on with, closed as what it came to; no other process takes it
-    up meanwhile.
+    """The parent's run, new or gone on with, closed as what it came to; no other process of this
+    machine takes it up meanwhile.
 
     Args:
         command: what starts the training, for the hint how it goes on.

@@ -124,6 +124,9 @@ def apply(client: MlflowClient, operation: Operation, *, again: bool = False) ->
             with suppress(FileNotFoundError):
                 _artifacts_of(client, run_id).delete_artifacts(body["path"])
         case "resume":
+            # whose it is first: one that says RUNNING and names a dead process is closed by others
+            if tags := body.get("tags"):
+                client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
             _forget_failure(client, run_id)
             client.update_run(run_id, status=RUNNING)
         case "status":

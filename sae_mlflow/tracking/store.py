@@ -20,6 +20,7 @@ from sae_mlflow.naming import PLOTS_FOLDER
 from sae_mlflow.tracking.contents import FAILURE_TAG, KILLED, ROLE_COMPARISON, RunRow
 from sae_mlflow.tracking.open_run import Direct, OpenRun, Outlet
 from sae_mlflow.tracking.operations import Operation, new_pending_id, now
+from sae_mlflow.tracking.process import process_tags
 from sae_mlflow.tracking.reader import StoreReader
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # a new SQLite store tells 40 migrations
@@ -81,8 +82,9 @@ class Store(StoreReader):
         return True
 
     def resume_run(self, row: RunRow) -> OpenRun:
-        """A run that ended before its time: RUNNING again, and without the reason why it ended."""
-        self._outlet.do(Operation("resume", row.run_id))
+        """A run that ended before its time: this process's, RUNNING again, and without the reason
+        why it ended."""
+        self._outlet.do(Operation("resume", row.run_id, {"tags": process_tags()}))
         return OpenRun(self._outlet, row.run_id, row.experiment_id, row.name)
 
     def close_dead(self, run_id: str, reason: str, ended: int | None) -> None:
