@@ -137,8 +137,8 @@ def outages(size: Size, folder: Path) -> Found:
                 synced(server.uri, place)
                 there = in_database(database.query, settings.experiment)
                 n = delivered(there.metrics, expected, place / "results")
-                row = (how, f"`{stage.strip()}`", round(seconds), len(expected), n)
-                found.rows.append(row)
+                said = " ".join(stage.rstrip("/").split())
+                found.rows.append((how, f"`{said}`", round(seconds), len(expected), n))
                 assert_complete(there, expected, place / "results", Store(server.uri))
     return found
 
