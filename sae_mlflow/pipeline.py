@@ -89,7 +89,7 @@ def run_training(
         with clock.stage("store"):
             experiment, experiment_id = choose_experiment(store, settings, experiment_name)
             finished = finished_parents(store, experiment_id) if resume else set()
-            deliver_leftovers(store.uri, display)
+            deliver_leftovers(store, display)
             with optional(display, "Trainings that died weren't looked for"):
                 for dead in reap(store, experiment_id):
                     display.say(f"Closed as KILLED: {told(dead)}")

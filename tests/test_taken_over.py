@@ -56,7 +56,7 @@ def test_what_a_dead_process_left_of_a_run_that_goes_on_is_left_out_and_said(uri
     store.resume_run(store.run(taken)).tag(process_tags())
     store.reopen(taken).log_metrics(1, {"fvu": 0.25})
 
-    delivered, waiting = deliver_leftovers(uri, Display())
+    delivered, waiting = deliver_leftovers(store, Display())
 
     assert delivered >= 3 and waiting == 0
     row = store.run(left)

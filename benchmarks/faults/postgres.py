@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 _STARTS_WITHIN_SECONDS = 60
@@ -25,9 +26,11 @@ class Postgres:
         self._bin = PROGRAMS[-1].parent
         # in /tmp itself: pytest's folders are closed to other users, and initdb refuses root
         self.folder = Path(tempfile.mkdtemp(prefix="sae_mlflow-postgres-"))
-        self._user = "nobody" if os.geteuid() == 0 else None
-        if self._user:
-            shutil.chown(self.folder, self._user)
+        self._as_user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            group = pwd.getpwnam("nobody").pw_gid
+            self._as_user = {"user": "nobody", "group": group, "extra_groups": []}
+            shutil.chown(self.folder, "nobody")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -44,9 +47,7 @@ class Postgres:
         self._process = subprocess.Popen(
             [self._bin / "postgres", "-D", "data", *options.split(), "-c", "fsync=off"],
             cwd=self.folder,
-            user=self._user,
-            group=self._group(),
-            extra_groups=[] if self._user else None,
+            **self._as_user,
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -100,12 +101,7 @@ class Postgres:
         return subprocess.run(
             [self._bin / program, *options],
             cwd=self.folder,
-            user=self._user,
-            group=self._group(),
-            extra_groups=[] if self._user else None,
+            **self._as_user,
             capture_output=True,
             check=check,
         )
-
-    def _group(self) -> int | None:
-        return pwd.getpwnam(self._user).pw_gid if self._user else None

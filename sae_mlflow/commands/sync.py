@@ -20,7 +20,7 @@ def sync_command(tracking_uri: Annotated[str, TRACKING_URI] = "") -> None:
 
     store = Store(tracking_uri or None)
     running = in_use(store.uri)
-    delivered, waiting = deliver_leftovers(store.uri, Display())
+    delivered, waiting = deliver_leftovers(store, Display())
     say(f"{delivered} entries delivered to {store.shown_uri}")
     if running:
         say(f"left alone: the journals of {running} trainings that still run")

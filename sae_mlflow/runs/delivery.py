@@ -30,19 +30,19 @@ def delivered(store: JournalledStore, display: Display, seconds: float) -> Itera
     _end(store, display, seconds)
 
 
-def deliver_leftovers(uri: str, display: Display) -> tuple[int, int]:
+def deliver_leftovers(store: Store, display: Display) -> tuple[int, int]:
     """Deliver what trainings that have ended left for a store, and make up for what they put off.
 
     Returns:
         How many entries were delivered, and how many still wait.
     """
     delivered, waiting = 0, 0
-    for journal in leftovers(uri):
+    for journal in leftovers(store.uri):
         if journal.damaged:
             display.warn(f"{journal.folder}: {journal.damaged} entries can't be read any more.")
         try:
-            left_out = leave_out(journal, Store(uri))
-            store = JournalledStore(uri, display.warn, journal)
+            left_out = leave_out(journal, store)
+            theirs = JournalledStore(store.uri, display.warn, journal)
         except UserError:
             journal.close()
             raise
@@ -51,11 +51,11 @@ def deliver_leftovers(uri: str, display: Display) -> tuple[int, int]:
                 f"{n} entries of run {run_id} are left out: another process has gone on with it."
             )
         try:
-            store.flush()
-            delivered += store.delivered + catch_up(store, display.say, display.warn)
-            waiting += store.waiting
+            theirs.flush()
+            delivered += theirs.delivered + catch_up(theirs, display.say, display.warn)
+            waiting += theirs.waiting
         finally:
-            store.close()
+            theirs.close()
     return delivered, waiting
 
 

@@ -51,8 +51,6 @@ class JournalledStore(Store):
         # tried again it is here, where a run that was made isn't made twice, and nothing waits
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         super().__init__(uri)
-        # of every run that ends, into the middle of what the training shows
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self.journal = journal or new_journal(self.uri)
         self._delivery = Delivery(self._client, self.uri, self.journal, warn)
         self._outlet = self._delivery

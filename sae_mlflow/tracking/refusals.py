@@ -72,11 +72,21 @@ def judge(client: MlflowClient, uri: str, operation: Operation, error: Exception
     try:
         check_reachable(uri)
         client.search_experiments(max_results=1)
-        if operation.kind != "create" and not _can_be_written(client, operation.run_id):
+        if operation.kind != "create" and not can_be_written(client, operation.run_id):
             return Outcome.GONE
     except Exception:  # whatever it is, the store doesn't answer as one does
         return Outcome.AWAY
     return Outcome.REFUSED if _is_refusal(error) else Outcome.STUCK
+
+
+def can_be_written(client: MlflowClient, run_id: str) -> bool:
+    """Whether a run exists, and hasn't been deleted."""
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE
+    except MlflowException as error:
+        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            return False
+        raise
 
 
 def reason(error: BaseException, uri: str, operation: Operation | None = None) -> str:
@@ -121,12 +131,3 @@ def _is_refusal(error: Exception) -> bool:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return error.response.status_code in _REFUSED_STATUSES
     return False
-
-
-def _can_be_written(client: MlflowClient, run_id: str) -> bool:
-    try:
-        return client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE
-    except MlflowException as error:
-        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-            return False
-        raise

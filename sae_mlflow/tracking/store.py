@@ -8,9 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import mlflow_tags
 from PIL import Image
@@ -22,6 +20,7 @@ from sae_mlflow.tracking.open_run import Direct, OpenRun, Outlet
 from sae_mlflow.tracking.operations import Operation, new_pending_id, now
 from sae_mlflow.tracking.process import process_tags
 from sae_mlflow.tracking.reader import StoreReader
+from sae_mlflow.tracking.refusals import can_be_written
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # a new SQLite store tells 40 migrations
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
@@ -111,12 +110,7 @@ class Store(StoreReader):
 
     def is_there(self, run_id: str) -> bool:
         """Whether a run can be written to: it exists, and hasn't been deleted."""
-        try:
-            return self._client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE
-        except MlflowException as error:
-            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                return False
-            raise
+        return can_be_written(self._client, run_id)
 
     def log_plots(self, run_id: str, folder: Path) -> list[str] | None:
         """Log a folder's pictures to a run; their addresses, or None where it has been deleted.

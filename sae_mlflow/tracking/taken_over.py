@@ -5,6 +5,7 @@ process couldn't deliver would now close a run that goes on, or put values into 
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 from sae_mlflow.errors import OutOfReach, UserError
 from sae_mlflow.tracking.journal import Entry, Journal
@@ -19,6 +20,9 @@ def leave_out(journal: Journal, store: Store) -> dict[str, int]:
     Raises:
         OutOfReach: the store doesn't say whose a run is.
     """
+    process = journal.process
+    if not process:
+        return {}
     by_run: dict[str, list[Entry]] = defaultdict(list)
     for entry in journal.waiting():
         run_id = entry.operation.run_id
@@ -26,14 +30,14 @@ def leave_out(journal: Journal, store: Store) -> dict[str, int]:
     others = {
         run_id: entries
         for run_id, entries in by_run.items()
-        if journal.process and not is_pending(run_id) and _is_anothers(run_id, journal, store)
+        if not is_pending(run_id) and _is_anothers(run_id, process, store)
     }
     for entries in others.values():
         journal.done(entries)
     return {run_id: len(entries) for run_id, entries in others.items()}
 
 
-def _is_anothers(run_id: str, journal: Journal, store: Store) -> bool:
+def _is_anothers(run_id: str, process: Mapping[str, str], store: Store) -> bool:
     try:
         tags = store.find_run(run_id).tags
     except OutOfReach:
@@ -41,4 +45,4 @@ def _is_anothers(run_id: str, journal: Journal, store: Store) -> bool:
     except UserError:  # it has been deleted, as the delivery says
         return False
     named = [tag for tag in IDENTITY_TAGS if tag in tags]
-    return any(tags[tag] != journal.process.get(tag) for tag in named)
+    return any(tags[tag] != process.get(tag) for tag in named)
