@@ -12,11 +12,13 @@ from faults.killed_trainings import Home, killed_data
 from faults.moments import in_an_epoch, there
 
 from sae_mlflow.checkpoint import checkpoints, remove_checkpoints, save_checkpoint
+from sae_mlflow.disk import Choice, Pruned
 from sae_mlflow.errors import UserError
 from sae_mlflow.runs.kept import list_kept, prune_kept
 from sae_mlflow.runs.lock import LOOK_SECONDS, hold, is_held, let_go
 
 DAY = 86_400
+ALL = Choice(everything=True)
 LAYER, PARENT = "a" * 32, "b" * 32
 TENSORS = {"a": torch.zeros(4)}
 FACTS = {"lock": PARENT, "model": "m", "layer": "l", "trainer": {"epoch": 1, "steps_done": 2}}
@@ -145,10 +147,10 @@ def test_only_folders_of_runs_are_pruned_and_what_was_deleted_is_counted(tmp_pat
     note = tmp_path / LAYER / "notes.txt"
     note.write_text("mine, too")
     assert {kept.run_id for kept in list_kept(tmp_path)} == {LAYER, f"{LAYER}-pending"}
-    assert prune_kept(tmp_path, everything=True) == (size, [])
+    assert prune_kept(tmp_path, ALL) == Pruned(size, {})
     assert note.exists() and len([*tmp_path.glob("*/*")]) == 4
     with pytest.raises(UserError, match="No checkpoints of run 'films'"):
-        prune_kept(tmp_path, ["films"])
+        prune_kept(tmp_path, Choice(["films"]))
 
 
 def test_a_damaged_newest_one_hides_no_training(tmp_path):
@@ -157,12 +159,12 @@ def test_a_damaged_newest_one_hides_no_training(tmp_path):
     newer.write_bytes(b"rubbish")
     other = hold(tmp_path, "c" * 32)
     lock = hold(tmp_path, PARENT)
-    assert prune_kept(tmp_path, everything=True) == (0, [LAYER])
+    assert prune_kept(tmp_path, ALL) == Pruned(0, {LAYER: "it is being trained"})
     let_go(lock)
     older.write_bytes(b"rubbish")
-    assert prune_kept(tmp_path, everything=True) == (0, [LAYER])
+    assert prune_kept(tmp_path, ALL) == Pruned(0, {LAYER: "it is being trained"})
     let_go(other)
-    assert prune_kept(tmp_path, everything=True) == (2 * len(b"rubbish"), [])
+    assert prune_kept(tmp_path, ALL) == Pruned(2 * len(b"rubbish"), {})
 
 
 def test_a_training_that_begins_while_somebody_looks_has_its_run(tmp_path):
@@ -175,7 +177,7 @@ def test_a_training_that_begins_while_somebody_looks_has_its_run(tmp_path):
 
 def test_what_is_pruned_is_trained_by_nobody_meanwhile(tmp_path):
     """Each training that begins finds all of its checkpoints, or none."""
-    with meanwhile(lambda: prune_kept(tmp_path, everything=True)):
+    with meanwhile(lambda: prune_kept(tmp_path, ALL)):
         for _ in range(50):
             lock = hold(tmp_path, PARENT)
             for _ in range(2):

@@ -1,10 +1,8 @@
 """The activation cache: one folder per model and text, listed and pruned."""
 
 import json
-import math
 import shutil
-import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sae_mlflow import naming
-from sae_mlflow.disk import free_bytes, in_units
+from sae_mlflow.disk import Choice, Pruned, free_bytes, in_units
 from sae_mlflow.errors import UserError, known, reason_of
 from sae_mlflow.folders import CACHE_VARIABLE, cache_folder, is_file, make_folder
 
@@ -156,36 +154,17 @@ def named_entries(keys: Collection[str]) -> list[CacheEntry]:
     return entries
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """What a pruning came to."""
-
-    freed: int
-    """Bytes."""
-    left: Mapping[str, str]
-    """Entries that were chosen and stay, by key: why."""
-
-
-def prune_cache(
-    keys: Collection[str] = (), *, older_than_days: float | None = None, everything: bool = False
-) -> Pruned:
-    """Delete entries of the activation cache.
-
-    Args:
-        keys: entries to delete.
-        older_than_days: also those not used for so many days.
-        everything: all of them.
+def prune_cache(choice: Choice) -> Pruned:
+    """Delete entries of the activation cache, by their keys.
 
     An entry that is being written at the moment stays, and so does another user's.
 
     Raises:
         UserError: there is no entry of a given key.
     """
-    entries = named_entries(keys)
-    before = -math.inf if older_than_days is None else time.time() - older_than_days * 86_400
     freed, left = 0, {}
-    for entry in entries:
-        if everything or entry.key in keys or entry.last_used < before:
+    for entry in named_entries(choice.names):
+        if choice.takes(entry.key, entry.last_used):
             reason = _delete(entry.key)
             freed += entry.bytes - _bytes_in(activations_folder() / entry.key)
             if reason:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sae_mlflow.commands.cli import make_app
-from sae_mlflow.disk import in_units
+from sae_mlflow.disk import Choice, in_units
 from sae_mlflow.errors import UserError
 from sae_mlflow.terminal import say
 
@@ -88,9 +88,8 @@ def cache_prune(
     """Delete cached activations; a training that needs them collects them again."""
     from sae_mlflow.activations.cache import prune_cache
 
-    if not keys and older_than_days is None and not everything:
+    choice = Choice(keys or (), older_than_days, everything)
+    if not choice:
         raise UserError("Nothing was chosen. Give keys (`cache list`), --older-than-days or --all.")
-    pruned = prune_cache(keys=keys or [], older_than_days=older_than_days, everything=everything)
-    for key, reason in pruned.left.items():
-        say(f"left    {key}: {reason}")
-    say(f"freed {in_units(pruned.freed)}")
+    for line in prune_cache(choice).lines():
+        say(line)

@@ -1,6 +1,5 @@
 """`sae-mlflow checkpoints list` and `checkpoints prune`: what interrupted trainings left."""
 
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sae_mlflow.commands.cli import make_app
-from sae_mlflow.disk import in_units
+from sae_mlflow.disk import Choice, in_units
 from sae_mlflow.errors import UserError
 from sae_mlflow.folders import own_checkpoints_folder, user_path
 from sae_mlflow.terminal import say
@@ -16,7 +15,6 @@ from sae_mlflow.terminal import say
 DIR = typer.Option(
     "--dir", help="The folder (checkpoint.dir). [default: the user's own]", metavar="DIR"
 )
-_DAY = 86_400
 
 app = make_app(help="Checkpoints of trainings that were interrupted, on this machine.")
 
@@ -48,15 +46,13 @@ def checkpoints_prune(
     """Delete checkpoints; those layers can only be trained afresh then. What runs is left alone."""
     from sae_mlflow.runs.kept import prune_kept
 
-    if not runs and older_than_days is None and not everything:
+    choice = Choice(runs or (), older_than_days, everything)
+    if not choice:
         raise UserError(
             "Nothing was chosen. Give runs (`checkpoints list`), --older-than-days or --all."
         )
-    before = None if older_than_days is None else time.time() - older_than_days * _DAY
-    freed, left = prune_kept(_root(folder), runs or [], before=before, everything=everything)
-    for run_id in left:
-        say(f"left    {run_id}: it is being trained")
-    say(f"freed {in_units(freed)}")
+    for line in prune_kept(_root(folder), choice).lines():
+        say(line)
 
 
 def _root(folder: str | None) -> Path:

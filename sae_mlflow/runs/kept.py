@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_mlflow.checkpoint import Damaged, checkpoints, read_facts, remove_checkpoints
+from sae_mlflow.disk import Choice, Pruned
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.naming import is_run_folder
 from sae_mlflow.runs.lock import held_by_some, idle
@@ -42,41 +43,28 @@ def list_kept(root: Path) -> list[Kept]:
     return sorted(found, key=lambda kept: -kept.last_saved)
 
 
-def prune_kept(
-    root: Path,
-    run_ids: Collection[str] = (),
-    *,
-    before: float | None = None,
-    everything: bool = False,
-) -> tuple[int, list[str]]:
-    """Delete checkpoints: how many bytes that freed, and the runs that are being trained, whose
-    checkpoints stay.
-
-    Args:
-        run_ids: of layers' runs.
-        before: also those that were last saved before this Unix time.
-        everything: all of them.
+def prune_kept(root: Path, choice: Choice) -> Pruned:
+    """Delete checkpoints, by the ids of layers' runs; those of what is being trained stay.
 
     Raises:
-        UserError: a run has none.
+        UserError: a given run has none.
     """
     there = list_kept(root)
-    if unknown := sorted(set(run_ids) - {kept.run_id for kept in there}):
+    if unknown := sorted(set(choice.names) - {kept.run_id for kept in there}):
         raise UserError(
             f"No checkpoints of run {unknown[0]!r} in {root}. There are: "
             f"{known([kept.run_id for kept in there])}."
         )
-    freed, left = 0, []
+    freed, left = 0, {}
     for kept in there:
-        old = before is not None and kept.last_saved < before
-        if not (everything or old or kept.run_id in run_ids):
+        if not choice.takes(kept.run_id, kept.last_saved):
             continue
         with idle(root, [kept.training] if kept.training else []) as free:
             if free and (kept.training or not held_by_some(root)):
                 freed += remove_checkpoints(kept.folder)
             else:
-                left.append(kept.run_id)
-    return freed, left
+                left[kept.run_id] = "it is being trained"
+    return Pruned(freed, left)
 
 
 def _kept(folder: Path, held: Collection[str]) -> Kept | None:
