@@ -4,10 +4,12 @@ import dense_reference as dense
 import pytest
 import torch
 from random_saes import BATCH, D_IN, D_OUT, D_SAE, assert_agree, gradients, made
+from synthetic import Synthetic, World
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config import SAESettings, TrainSettings
 from sae_mlflow.errors import UserError
 from sae_mlflow.sae import Batch, build_sae, sae_from_config, sparse
+from sae_mlflow.train import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -158,18 +160,40 @@ def smallest_kept(sae, x, k):
 
 
 @pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka"])
-def test_the_threshold_starts_at_the_first_batchs_smallest_latent_and_follows_by_a_hundredth(
-    architecture,
-):
+def test_the_threshold_follows_the_smallest_kept_latent_over_a_tenth_of_the_batches(architecture):
+    """Each of the first ten batches sets it; from the 1,000th on a batch counts a hundredth."""
     sae, (first, _), dead = made(architecture, k=5, dtype=torch.float32)
-    second = 1.5 * first.flip(1)
-    one, two = smallest_kept(sae, first, 5), smallest_kept(sae, second, 5)
-    assert abs(two - one) > 0.01, "a case of this test that tests little"
     assert sae.threshold.isnan() and sae.threshold.dtype == torch.float64
-    sae.loss(Batch(first, first), dead)
-    assert_agree(sae.threshold, one, 1e-6)
-    sae.loss(Batch(second, second), dead)
-    assert_agree(sae.threshold, 0.99 * one + 0.01 * two, 1e-6)
+    smallest = []
+    for n in range(1, 31):
+        x = first * (1 + 1 / n)
+        smallest.append(smallest_kept(sae, x, 5))
+        sae.loss(Batch(x, x), dead)
+        if n == 10:
+            assert_agree(sae.threshold, smallest[-1], 1e-6)
+    assert smallest[0] - smallest[-1] > 0.1, "a case of this test that tests little"
+    expected = smallest[9]
+    for n in range(11, 31):
+        expected = expected + (smallest[n - 1] - expected) * 10 / n
+    assert_agree(sae.threshold, expected, 1e-6)
+    for followed in (999, 5_000):
+        sae.followed.fill_(followed)
+        expected = 0.99 * sae.threshold + 0.01 * smallest[0]
+        sae.loss(Batch(2 * first, 2 * first), dead)
+        assert_agree(sae.threshold, expected, 1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka"])
+@pytest.mark.parametrize("n_steps", [20, 70, 300])
+def test_a_trained_sae_lets_about_k_latents_fire_on_tokens_it_has_not_seen(architecture, n_steps):
+    """However short its training was: pre-activations fall in it, and the threshold with them."""
+    batch = 128
+    data = Synthetic(World(), n_train=n_steps * batch, n_held_out=2_048)
+    settings = SAESettings(architecture=architecture, d_sae=64, k=3)
+    training = TrainSettings(epochs=1, batch_tokens=batch, learning_rate=1e-2)
+    sae = build_sae(settings, (32,))
+    *_, last = train(Trainer(sae, training, data.n_train), data, seed=0)
+    assert last.metrics["val_l0_norm"] == pytest.approx(3, rel=0.1)
 
 
 def test_a_batch_that_keeps_nothing_leaves_the_threshold():
