@@ -240,16 +240,20 @@ class SAE(nn.Module, ABC):
         """The pre-activations that a rule keeps, and where they belong; see `sparse.encode`."""
         return sparse.encode(x, self.W_enc, self.b_enc, self.centre, rule, silent_up_to)
 
-    def _decoded(self, latents: Tensor, support: Support, x: Tensor) -> Tensor:
-        return self._with_skip(sparse.decode(latents, support, self.W_dec, self.b_dec), x)
+    def _decoded(
+        self, latents: Tensor, support: Support, x: Tensor, W_dec: Tensor | None = None
+    ) -> Tensor:
+        W_dec = self.W_dec if W_dec is None else W_dec
+        return self._with_skip(sparse.decode(latents, support, W_dec, self.b_dec), x)
 
     def _reconstructed(
-        self, latents: Tensor, support: Support, batch: Batch
+        self, latents: Tensor, support: Support, batch: Batch, W_dec: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The reconstruction, detached, and its squared error, mean over tokens and dimensions."""
+        W_dec = self.W_dec if W_dec is None else W_dec
         if self.W_skip is None:
-            return sparse.reconstruct(latents, support, self.W_dec, self.b_dec, batch.y)
-        recon = self._decoded(latents, support, batch.x)
+            return sparse.reconstruct(latents, support, W_dec, self.b_dec, batch.y)
+        recon = self._decoded(latents, support, batch.x, W_dec)
         return recon.detach(), mse_loss(recon, batch.y)
 
     def _with_skip(self, recon: Tensor, x: Tensor | None) -> Tensor:

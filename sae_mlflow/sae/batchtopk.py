@@ -48,9 +48,11 @@ class BatchTopKSAE(TopKSAE):
         pre_acts, support = self._kept(x, Above(bound))
         return pre_acts * (pre_acts > support.spread(bound)), support
 
-    def _missed(self, latents: Tensor, support: Support, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _missed(
+        self, latents: Tensor, support: Support, batch: Batch, W_dec: Tensor
+    ) -> tuple[Tensor, Tensor]:
         self._follow(latents.detach())
-        return super()._missed(latents, support, batch)
+        return super()._missed(latents, support, batch, W_dec)
 
     def _follow(self, latents: Tensor) -> None:
         """Move the threshold towards the smallest latent that this batch kept."""

@@ -39,10 +39,10 @@ class CrosscoderSAE(StandardSAE):
         return torch.stack([part.norm(dim=1) for part in parts]).sum(dim=0)
 
     def _reconstructed(
-        self, latents: Tensor, support: Support, batch: Batch
+        self, latents: Tensor, support: Support, batch: Batch, W_dec: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The reconstruction, detached, and the sum of the layers' mean squared errors."""
-        recon = self._decoded(latents, support, batch.x)
+        recon = self._decoded(latents, support, batch.x, W_dec)
         layers = zip(*(side.split(self.widths, dim=1) for side in (recon, batch.y)), strict=True)
         return recon.detach(), torch.stack([mse_loss(*layer) for layer in layers]).sum()
 

@@ -45,11 +45,11 @@ class MatryoshkaSAE(BatchTopKSAE):
         prefixes = _checked(settings.prefixes, sizes.d_sae) if settings.prefixes else None
         return cls(sizes, settings.k, prefixes, settings.aux_k, settings.aux_k_coefficient)
 
-    def _missed(self, latents: Tensor, support: Support, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _missed(
+        self, latents: Tensor, support: Support, batch: Batch, W_dec: Tensor
+    ) -> tuple[Tensor, Tensor]:
         self._follow(latents.detach())
-        recon, loss = _PrefixLoss.apply(
-            latents, self.W_dec, self.b_dec, batch.y, support, self.prefixes
-        )
+        recon, loss = _PrefixLoss.apply(latents, W_dec, self.b_dec, batch.y, support, self.prefixes)
         return recon, loss
 
 

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sae_mlflow.config import SAESettings
-from sae_mlflow.sae.auxk import auxk_loss
+from sae_mlflow.sae import sparse
+from sae_mlflow.sae.auxk import Revival
 from sae_mlflow.sae.base import SAE, Batch, Sizes, StepLoss
 from sae_mlflow.sae.select import Rule, TopK
 from sae_mlflow.sae.support import Support
@@ -48,13 +50,14 @@ class TopKSAE(SAE):
         return pre_acts.relu(), support
 
     def loss(self, batch: Batch, dead: Tensor, sparsity_warmup: float = 1.0) -> StepLoss:
-        pre_acts, support = self._kept(batch.x, self.training_rule)
+        revival = Revival.of(self, dead if self.aux_k_coefficient else torch.zeros_like(dead))
+        pre_acts, support = sparse.encode(
+            batch.x, revival.W_enc, self.b_enc, self.centre, self.training_rule
+        )
         latents = pre_acts.relu()
-        recon, missed = self._missed(latents, support, batch)
-        total = missed
-        if self.aux_k_coefficient:
-            aux = auxk_loss(self, batch, recon, dead, self.aux_k)
-            total = total + self.aux_k_coefficient * aux
+        recon, missed = self._missed(latents, support, batch, revival.W_dec)
+        aux = revival.loss(self.centre, batch, recon, self.aux_k)
+        total = missed + self.aux_k_coefficient * aux
         return StepLoss(
             recon=recon,
             l0=support.l0(latents),
@@ -63,9 +66,11 @@ class TopKSAE(SAE):
             sparsity=total.new_zeros(()),
         )
 
-    def _missed(self, latents: Tensor, support: Support, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _missed(
+        self, latents: Tensor, support: Support, batch: Batch, W_dec: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The reconstruction, detached, and the loss of it."""
-        return self._reconstructed(latents, support, batch)
+        return self._reconstructed(latents, support, batch, W_dec)
 
     def hyperparameters(self) -> dict[str, Any]:
         return {"k": self.k}
