@@ -88,7 +88,8 @@ class ModelSettings(_Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format the LM runs in."""
     device: str = "auto"
-    """Where the LM and the SAEs run: `auto` (cuda, else mps, else cpu), or a torch device."""
+    """Where the LM and the SAEs run: `auto` (cuda, else cpu), or a torch device; not
+    `mps`, which has no float64."""
     trust_remote_code: bool = False
     """Run the Python code that a model brings along, where transformers doesn't know it: that code
     can do whatever you can. Each use is warned of."""
