@@ -68,6 +68,8 @@ def weighted_rows(values: Tensor, members: Tensor, starts: Tensor, rows: Tensor)
     values = values.to(rows.dtype)
     if compiled(rows):
         return cpu.weighted_rows(values, members, starts, rows)
+    if rows.device.type == "cpu" and rows.dtype not in _COMPILED:  # torch has no such product
+        return weighted_rows(values.float(), members, starts, rows.float()).to(rows.dtype)
     shape = (len(starts) - 1, rows.shape[0])
     sparse = torch.sparse_csr_tensor(starts, members, values, shape, check_invariants=False)
     return sparse @ rows
