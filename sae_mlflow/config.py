@@ -211,7 +211,7 @@ class TrainSettings(_Section):
     """Peak of the learning rate; unset means a value for the width (see
     `schedule.default_learning_rate`)."""
     optimizer: str = "adam"
-    """Any optimizer of torch.optim, by name."""
+    """Any optimizer of torch.optim but LBFGS, Rprop and SparseAdam, by name."""
     optimizer_options: dict[str, Any] = Field({})
     """What else it is made with, for example `{betas: [0.0, 0.999]}`."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)

@@ -150,6 +150,18 @@ def test_an_optimizer_that_keeps_nothing_has_nothing_to_forget():
     assert trainer.resample(batch).tolist() == [1, 4]
 
 
+def test_adafactor_forgets_the_one_number_that_it_keeps_of_a_row():
+    trainer, batch = trained("standard", optimizer="adafactor")
+    kept = trainer.optimizer.state[trainer.sae.W_dec]["row_var"]
+    assert kept.shape == (D_SAE, 1) and (kept > 0).all()
+    before = kept[LIVING].clone()
+    trainer.silent_tokens[DEAD] = trainer.dead_after_tokens
+    trainer.resample(batch)
+    assert (kept[DEAD] == 0).all() and torch.equal(kept[LIVING], before)
+    trainer.step(batch)
+    assert all(parameter.isfinite().all() for parameter in trainer.sae.parameters())
+
+
 def resampled_after(architecture, **settings):
     """After which of 20 steps latent 1, which points away from every token, is back."""
     sae = build_sae(SAESettings(architecture=architecture, d_sae=3), (2,))
