@@ -156,14 +156,16 @@ class SAESettings(_Section):
     expansion_factor: int = Field(8, gt=0)
     """Latents per dimension of the activations; `d_sae` wins where it is given."""
     d_sae: int | None = Field(None, gt=0)
-    """Number of latents; unset means `expansion_factor * d_in`."""
+    """Number of latents; unset means `expansion_factor * d_in`, of a `crosscoder` with the d_in of
+    the widest layer."""
     aux_k: int | None = Field(None, gt=0)
     """Dead latents that AuxK revives at once; unset means `d_in / 2`."""
     aux_k_coefficient: float = Field(1 / 32, ge=0)
     """Weight of the AuxK loss of the topk family; 0 turns it off."""
     l1_coefficient: float | None = Field(None, ge=0)
     """`standard`, `gated`, `crosscoder`: weight of the L1 penalty, against a loss that is a mean
-    over dimensions; unset means `2 / d_in`, and `3.5 / d_in` of `gated`."""
+    over dimensions; unset means `2 / d_in`, of the widest layer in a `crosscoder`, and
+    `3.5 / d_in` of `gated`."""
     l0_coefficient: float | None = Field(None, ge=0)
     """`jumprelu`: loss of each latent that fires; with `target_l0`, of missing it by 100%. Unset
     means 1 by the dimensions that are reconstructed, and 2 with a target."""
