@@ -3,6 +3,7 @@
 Everything that a user can get wrong here is said before anything heavy is imported or started.
 """
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Field,
     ValidationError,
 )
@@ -145,6 +147,8 @@ def _architecture(name: str) -> str:
 class SAESettings(_Section):
     """The sparse autoencoder."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     architecture: Annotated[str, AfterValidator(_architecture)] = "topk"
     """`standard` (ReLU and L1), `topk`, `batchtopk`, `jumprelu`, `gated`, `matryoshka`;
     `transcoder` and `skip_transcoder` (a module's output from its input); `crosscoder` (all layers
@@ -191,19 +195,33 @@ class SAESettings(_Section):
         """Number of latents for activations of `d_in` dimensions.
 
         Raises:
-            UserError: `k` is larger than that.
+            UserError: `k` or `target_l0` is larger than that.
         """
         d_sae = self.d_sae or self.expansion_factor * d_in
-        if self.k > d_sae and self.activation in ("topk", "batchtopk", "matryoshka"):
+        name = "target_l0" if self.activation == "jumprelu" else "k"
+        wanted = getattr(self, name) or 0
+        if wanted > d_sae and self.activation in ("topk", "batchtopk", "matryoshka", "jumprelu"):
             raise UserError(
-                f"sae.k = {self.k} is larger than d_sae = {d_sae}. "
-                "Lower sae.k, or raise sae.d_sae or sae.expansion_factor."
+                f"sae.{name} = {wanted} is larger than d_sae = {d_sae}. "
+                f"Lower sae.{name}, or raise sae.d_sae or sae.expansion_factor."
             )
         return d_sae
 
 
+def _finite(value: Any) -> Any:
+    """Options, or a part of them, as they are."""
+    for part in value.values() if isinstance(value, dict) else value:
+        if isinstance(part, dict | list):
+            _finite(part)
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise ValueError("its numbers have to be finite")
+    return value
+
+
 class TrainSettings(_Section):
     """The training of one SAE."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     epochs: int = Field(10, gt=0)
     """Passes over the training tokens."""
@@ -214,7 +232,7 @@ class TrainSettings(_Section):
     `schedule.default_learning_rate`)."""
     optimizer: str = "adam"
     """Any optimizer of torch.optim but LBFGS, Rprop and SparseAdam, by name."""
-    optimizer_options: dict[str, Any] = Field({})
+    optimizer_options: Annotated[dict[str, Any], AfterValidator(_finite)] = Field({})
     """What else it is made with, for example `{betas: [0.0, 0.999]}`."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from 0."""
@@ -233,8 +251,8 @@ class TrainSettings(_Section):
     quarter and a half of the steps, the others never."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number format of the large products; `bfloat16` (autocast) is for GPUs."""
-    gradient_clip: float = Field(1.0, gt=0)
-    """Largest norm of the whole gradient."""
+    gradient_clip: float = Field(1.0, gt=0, allow_inf_nan=True)
+    """Largest norm of the whole gradient; `.inf` leaves it as it is."""
     log_every_tokens: int = Field(1_000_000, gt=0)
     """Longer epochs log within the epoch as well: the training's metrics over the last so many
     tokens, as `within_epoch/total_loss` ..., whose steps are training tokens."""
