@@ -3,6 +3,7 @@
 Everything that a user can get wrong here is said before anything heavy is imported or started.
 """
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Field,
     ValidationError,
 )
@@ -88,7 +90,8 @@ class ModelSettings(_Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format the LM runs in."""
     device: str = "auto"
-    """Where the LM and the SAEs run: `auto` (cuda, else mps, else cpu), or a torch device."""
+    """Where the LM and the SAEs run: `auto` (cuda, else cpu), or a torch device; not
+    `mps`, which has no float64."""
     trust_remote_code: bool = False
     """Run the Python code that a model brings along, where transformers doesn't know it: that code
     can do whatever you can. Each use is warned of."""
@@ -144,6 +147,8 @@ def _architecture(name: str) -> str:
 class SAESettings(_Section):
     """The sparse autoencoder."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     architecture: Annotated[str, AfterValidator(_architecture)] = "topk"
     """`standard` (ReLU and L1), `topk`, `batchtopk`, `jumprelu`, `gated`, `matryoshka`;
     `transcoder` and `skip_transcoder` (a module's output from its input); `crosscoder` (all layers
@@ -155,14 +160,16 @@ class SAESettings(_Section):
     expansion_factor: int = Field(8, gt=0)
     """Latents per dimension of the activations; `d_sae` wins where it is given."""
     d_sae: int | None = Field(None, gt=0)
-    """Number of latents; unset means `expansion_factor * d_in`."""
+    """Number of latents; unset means `expansion_factor * d_in`, of a `crosscoder` with the d_in of
+    the widest layer."""
     aux_k: int | None = Field(None, gt=0)
     """Dead latents that AuxK revives at once; unset means `d_in / 2`."""
     aux_k_coefficient: float = Field(1 / 32, ge=0)
     """Weight of the AuxK loss of the topk family; 0 turns it off."""
     l1_coefficient: float | None = Field(None, ge=0)
     """`standard`, `gated`, `crosscoder`: weight of the L1 penalty, against a loss that is a mean
-    over dimensions; unset means `2 / d_in`, and `3.5 / d_in` of `gated`."""
+    over dimensions; unset means `2 / d_in`, of the widest layer in a `crosscoder`, and
+    `3.5 / d_in` of `gated`."""
     l0_coefficient: float | None = Field(None, ge=0)
     """`jumprelu`: loss of each latent that fires; with `target_l0`, of missing it by 100%. Unset
     means 1 by the dimensions that are reconstructed, and 2 with a target."""
@@ -188,19 +195,33 @@ class SAESettings(_Section):
         """Number of latents for activations of `d_in` dimensions.
 
         Raises:
-            UserError: `k` is larger than that.
+            UserError: `k` or `target_l0` is larger than that.
         """
         d_sae = self.d_sae or self.expansion_factor * d_in
-        if self.k > d_sae and self.activation in ("topk", "batchtopk", "matryoshka"):
+        name = "target_l0" if self.activation == "jumprelu" else "k"
+        wanted = getattr(self, name) or 0
+        if wanted > d_sae and self.activation in ("topk", "batchtopk", "matryoshka", "jumprelu"):
             raise UserError(
-                f"sae.k = {self.k} is larger than d_sae = {d_sae}. "
-                "Lower sae.k, or raise sae.d_sae or sae.expansion_factor."
+                f"sae.{name} = {wanted} is larger than d_sae = {d_sae}. "
+                f"Lower sae.{name}, or raise sae.d_sae or sae.expansion_factor."
             )
         return d_sae
 
 
+def _finite(value: Any) -> Any:
+    """Options, or a part of them, as they are."""
+    for part in value.values() if isinstance(value, dict) else value:
+        if isinstance(part, dict | list):
+            _finite(part)
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise ValueError("its numbers have to be finite")
+    return value
+
+
 class TrainSettings(_Section):
     """The training of one SAE."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     epochs: int = Field(10, gt=0)
     """Passes over the training tokens."""
@@ -210,8 +231,8 @@ class TrainSettings(_Section):
     """Peak of the learning rate; unset means a value for the width (see
     `schedule.default_learning_rate`)."""
     optimizer: str = "adam"
-    """Any optimizer of torch.optim, by name."""
-    optimizer_options: dict[str, Any] = Field({})
+    """Any optimizer of torch.optim but LBFGS, Rprop and SparseAdam, by name."""
+    optimizer_options: Annotated[dict[str, Any], AfterValidator(_finite)] = Field({})
     """What else it is made with, for example `{betas: [0.0, 0.999]}`."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from 0."""
@@ -230,8 +251,8 @@ class TrainSettings(_Section):
     quarter and a half of the steps, the others never."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number format of the large products; `bfloat16` (autocast) is for GPUs."""
-    gradient_clip: float = Field(1.0, gt=0)
-    """Largest norm of the whole gradient."""
+    gradient_clip: float = Field(1.0, gt=0, allow_inf_nan=True)
+    """Largest norm of the whole gradient; `.inf` leaves it as it is."""
     log_every_tokens: int = Field(1_000_000, gt=0)
     """Longer epochs log within the epoch as well: the training's metrics over the last so many
     tokens, as `within_epoch/total_loss` ..., whose steps are training tokens."""

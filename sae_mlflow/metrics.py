@@ -52,7 +52,7 @@ class Tally:
 
     def accumulate(self, name: str, value: Tensor) -> None:
         """Add a batch's sum to a running one; `mean` divides it by the tokens."""
-        wide = value.detach().cpu().double() if value.is_mps else value.detach().double()
+        wide = value.detach().double()
         self._sums[name] = self._sums[name] + wide if name in self._sums else wide
 
     @property

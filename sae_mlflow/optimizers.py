@@ -10,8 +10,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sae_mlflow.errors import UserError, did_you_mean, known, reason_of
 
-# need a closure, or gradients of another layout
-_UNFIT = {"LBFGS", "SparseAdam", "Optimizer"}
+_UNFIT = {
+    "lbfgs": "it goes over a batch several times a step",
+    "rprop": "its steps have sizes of their own, so that the learning rate's schedule is ignored",
+    "sparseadam": "it takes sparse gradients alone",
+}
 # set here, or for steps that are recorded or derived, as none is here
 _NO_OPTIONS = {"params", "lr", "capturable", "differentiable"}
 
@@ -22,7 +25,8 @@ def make_optimizer(
     """An optimizer whose learning rate is set before each step; fused where torch has that.
 
     Raises:
-        UserError: torch has none of that name, or it doesn't take these options or parameters.
+        UserError: torch has none of that name, it isn't for this kind of training, or it doesn't
+            take these options or parameters.
     """
     optimizer = _find(name)
     takes = inspect.signature(optimizer).parameters.keys() - _NO_OPTIONS
@@ -70,20 +74,23 @@ def clip_gradients(parameters: Sequence[nn.Parameter], longest: float) -> None:
 def forget(
     optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], rows: Tensor
 ) -> None:
-    """Zero what an optimizer keeps (Adam: both moments) of some rows of parameters."""
+    """Zero what an optimizer keeps of some rows of parameters: Adam both moments, Adafactor one
+    number a row."""
     for parameter in parameters:
         for kept in optimizer.state[parameter].values():
-            if isinstance(kept, Tensor) and kept.shape == parameter.shape:
+            if isinstance(kept, Tensor) and kept.ndim and len(kept) == len(parameter):
                 kept[rows] = 0.0
 
 
 def _find(name: str) -> Any:
+    if name.lower() in _UNFIT:
+        raise UserError(f"train.optimizer = {name!r} can't be used here: {_UNFIT[name.lower()]}.")
     there = {
         n.lower(): found
         for n, found in vars(torch.optim).items()
         if inspect.isclass(found)
         and issubclass(found, torch.optim.Optimizer)
-        and n not in _UNFIT
+        and n.lower() not in _UNFIT
         and "lr" in inspect.signature(found).parameters
     }
     if name.lower() in there:

@@ -160,11 +160,10 @@ def _restore_optimizer(trainer: "Trainer", state: TrainerState) -> None:
 
 def _tally(trainer: "Trainer", prefix: str, tokens: int, tensors: dict[str, Tensor]) -> Tally:
     device = trainer.sae.W_dec.device
-    sums_on = torch.device("cpu") if device.type == "mps" else device  # which has no float64
     return Tally.of(
         tokens,
         {
-            (short := name.removeprefix(prefix)): value.to(device if short == "fired" else sums_on)
+            name.removeprefix(prefix): value.to(device)
             for name, value in tensors.items()
             if name.startswith(prefix)
         },

@@ -162,8 +162,12 @@ def test_activations_that_are_not_numbers_are_left_out(
 
 def test_where_the_cap_leaves_less_than_a_batch_the_numbers_are_said(tiny_settings: Make) -> None:
     settings = tiny_settings("activations.max_norm_ratio=1.0001", "train.batch_tokens=3000")
-    with pytest.raises(UserError, match=r"layer1: [\d,]+ training and .*max_norm_ratio = 1\.0001"):
+    with pytest.raises(
+        UserError, match=r"layer1: [\d,]+ training and .*max_norm_ratio = 1\.0001"
+    ) as said:
         opened(settings)
+    assert "less than one batch of train.batch_tokens = 3,000" in str(said.value)
+    assert ", lower train.batch_tokens, or raise activations.max_norm_ratio." in str(said.value)
 
 
 def test_an_autoencoder_reconstructs_the_very_tensor_that_it_reads(tiny_settings: Make) -> None:

@@ -337,7 +337,7 @@ def test_the_gradient_of_a_unit_row_has_no_part_along_it(architecture):
     ("architecture", "settings", "setting", "weight"),
     [
         ("standard", {}, "l1_coefficient", 2 / 4),
-        ("crosscoder", {}, "l1_coefficient", 2 / 4),
+        ("crosscoder", {}, "l1_coefficient", 2 / 6),
         ("gated", {}, "l1_coefficient", 3.5 / 4),
         ("jumprelu", {}, "l0_coefficient", 1 / 4),
         ("jumprelu", {"target_l0": 3}, "l0_coefficient", 2.0),
@@ -347,7 +347,7 @@ def test_the_gradient_of_a_unit_row_has_no_part_along_it(architecture):
 def test_a_penaltys_weight_is_for_a_loss_that_is_a_mean_over_dimensions(
     architecture, settings, setting, weight
 ):
-    """4 dimensions are read, of each layer of a crosscoder, and 7 are written by a transcoder."""
+    """4 dimensions are read, 6 of a crosscoder's other layer, and 7 written by a transcoder."""
     chosen = SAESettings(architecture=architecture, d_sae=8, **settings)
     sae = build_sae(chosen, (4, 6) if architecture == "crosscoder" else (4,), 7)
     assert getattr(sae, setting) == pytest.approx(weight)

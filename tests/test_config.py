@@ -1,5 +1,7 @@
 """Settings: where a config is found, how it is put together, and what is said of a wrong one."""
 
+import math
+
 import pytest
 import yaml
 
@@ -117,6 +119,14 @@ def test_settings_are_frozen():
         ("train: {epochs: -1}", "train.epochs = -1, but input should be greater than 0"),
         ("train: {epochs: 0}", "train.epochs = 0, but"),
         ("sae: {k: 5, d_sae: 4}", "sae.k = 5 is larger than d_sae = 4"),
+        (
+            "sae: {architecture: jumprelu, target_l0: 5, d_sae: 4}",
+            "sae.target_l0 = 5.0 is larger than d_sae = 4",
+        ),
+        ("sae: {target_l0: .inf}", "sae.target_l0 = inf, but input should be a finite number"),
+        ("train: {learning_rate: .inf}", "train.learning_rate = inf, but input should be a finite"),
+        ("train: {gradient_clip: .nan}", "train.gradient_clip = nan, but"),
+        ("train: {optimizer_options: {betas: [0.9, .nan]}}", "its numbers have to be finite"),
         ("sae: 3", "sae = 3, but"),
         (
             "sae: {architecture: batchtop}",
@@ -137,6 +147,14 @@ def test_a_wrong_config_gets_one_sentence_that_says_what_and_where(folder, text,
     with pytest.raises(UserError, match=message) as caught:
         load_settings("x.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_the_gradient_alone_may_be_as_long_as_it_likes(folder):
+    write(folder / "a.yaml", "train: {gradient_clip: .inf}")
+    settings = load_settings("a.yaml")
+    assert settings.train.gradient_clip == math.inf
+    write(folder / "b.yaml", settings.to_yaml())
+    assert load_settings("b.yaml") == settings
 
 
 def test_a_near_miss_of_a_configs_name_is_offered(folder):

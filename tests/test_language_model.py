@@ -410,10 +410,19 @@ def test_loading_says_nothing(
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("auto").type in {"cpu", "cuda", "mps"}
+    assert resolve_device("auto").type in {"cpu", "cuda"}
     for name in ("cuda:99", "toaster", "meta"):
         with pytest.raises(UserError, match=rf"model.device = '{name}' is not here.*cpu"):
             resolve_device(name)
+
+
+def test_an_apple_gpu_is_neither_chosen_nor_taken_since_it_has_no_float64(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto").type in {"cpu", "cuda"}
+    with pytest.raises(UserError, match="model.device = 'mps' can't be used: .*float64.*cpu"):
+        resolve_device("mps")
 
 
 def test_the_weights_hash_is_of_the_weights_and_not_of_where_they_lie(

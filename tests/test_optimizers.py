@@ -16,7 +16,7 @@ from sae_mlflow.optimizers import check_optimizer
         ("adam", {"fused": True, "foreach": True}, "RuntimeError: `fused` and `foreach`"),
         ("adam", {"maximize": []}, "'adam' can't be used here with .*: TypeError: "),
         ("asgd", {"t0": "x"}, "'asgd' can't be used here with .*: TypeError: "),
-        ("rprop", {"step_sizes": [1]}, "'rprop' can't be used here with .*: ValueError: "),
+        ("adamax", {"eps": -1.0}, "'adamax' can't be used here with .*: ValueError: "),
     ],
 )
 def test_options_that_do_not_work_are_one_sentence(name, options, message):
@@ -29,3 +29,12 @@ def test_options_that_do_not_work_are_one_sentence(name, options, message):
 @pytest.mark.parametrize("options", [{"foreach": True}, {"foreach": False}, {"fused": False}])
 def test_how_torch_goes_over_the_parameters_may_be_chosen(options):
     check_optimizer("adam", options)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("Rprop", "schedule is ignored"), ("lbfgs", "several times"), ("sparseadam", "sparse grad")],
+)
+def test_what_would_not_train_as_the_settings_say_is_refused_with_the_reason(name, why):
+    with pytest.raises(UserError, match=f"train.optimizer = '{name}' can't be used here: .*{why}"):
+        check_optimizer(name, {})

@@ -83,6 +83,21 @@ def test_the_new_directions_are_the_one_tokens_that_the_sae_misses():
     assert sae.encode(x)[:, 2].tolist() == [0.0, pytest.approx(1.8), 0.0]
 
 
+def test_in_a_skip_transcoder_they_are_of_what_the_skip_leaves():
+    """Targets are (1, 0) from the skip, (5, 5) from b_dec, and of one token (0, 2) from nobody."""
+    settings = SAESettings(architecture="skip_transcoder", codes="jumprelu", d_sae=3)
+    sae = build_sae(settings, (2,))
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 3.0]])
+    with torch.no_grad():
+        sae.W_skip.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+        sae.b_dec.fill_(5.0)
+        sae.b_enc.fill_(-9.0)
+    y = torch.tensor([[6.0, 5.0], [6.0, 5.0], [6.0, 7.0]])
+    dead = torch.tensor([False, False, True])
+    assert resample(sae, Batch(x, y), dead, seeded()).tolist() == [2]
+    torch.testing.assert_close(sae.W_dec[2], torch.tensor([0.0, 1.0]))
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_dead_latents_alone_start_anew(architecture):
     trainer, batch = trained(architecture)
@@ -148,6 +163,18 @@ def test_an_optimizer_that_keeps_nothing_has_nothing_to_forget():
     trainer, batch = trained("standard", optimizer="sgd")
     trainer.silent_tokens[DEAD] = trainer.dead_after_tokens
     assert trainer.resample(batch).tolist() == [1, 4]
+
+
+def test_adafactor_forgets_the_one_number_that_it_keeps_of_a_row():
+    trainer, batch = trained("standard", optimizer="adafactor")
+    kept = trainer.optimizer.state[trainer.sae.W_dec]["row_var"]
+    assert kept.shape == (D_SAE, 1) and (kept > 0).all()
+    before = kept[LIVING].clone()
+    trainer.silent_tokens[DEAD] = trainer.dead_after_tokens
+    trainer.resample(batch)
+    assert (kept[DEAD] == 0).all() and torch.equal(kept[LIVING], before)
+    trainer.step(batch)
+    assert all(parameter.isfinite().all() for parameter in trainer.sae.parameters())
 
 
 def resampled_after(architecture, **settings):

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from random_saes import assert_agree
+from random_saes import assert_agree, gradients, made
 
-from sae_mlflow.sae import kernels, sparse, support, tiled_support, tiles
+from sae_mlflow.sae import Batch, kernels, sparse, support, tiled_support, tiles
 from sae_mlflow.sae.select import Above, BatchTopK, TopK
 from sae_mlflow.sae.support import DenseSupport, SparseSupport
 from sae_mlflow.sae.tiled_support import TiledSupport
@@ -303,3 +303,16 @@ def test_columns_are_some_latents_alone(first, end, codes):
     assert torch.equal(part.dense(values[where]), dense[:, first:end])
     where, part = DenseSupport(3, 5).columns(first, end)
     assert torch.equal(part.dense(dense[where]), dense[:, first:end])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ["topk", "standard", "gated"])
+def test_on_a_cpu_an_sae_works_in_narrow_numbers_too(architecture, dtype):
+    sae, (x, _), dead = made(architecture, dtype=torch.float32)
+    sae, x = sae.to(dtype), x.to(dtype)
+    latents = sae.encode(x)
+    wide = latents.float() @ sae.W_dec.float() + sae.b_dec.float()
+    assert sae(x).dtype == dtype
+    assert_agree(sae(x).float(), wide, 0.02)
+    learnt = gradients(sae, sae.loss(Batch(x, x), dead).total)
+    assert all(gradient.isfinite().all() for gradient in learnt.values())

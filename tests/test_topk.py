@@ -135,5 +135,7 @@ def test_widths_come_from_the_settings():
     assert build_sae(SAESettings(k=3, d_sae=7), [6]).d_sae == 7
     assert build_sae(SAESettings(k=3), [6]).aux_k == 3
     assert build_sae(SAESettings(k=3, aux_k=5), [6]).aux_k == 5
+    for widths in ([4, 6], [6, 4]):  # whichever layer is named first
+        assert build_sae(SAESettings(architecture="crosscoder"), widths).d_sae == 8 * 6
     with pytest.raises(UserError, match="sae.k = 30 is larger than d_sae = 24"):
         build_sae(SAESettings(k=30, expansion_factor=4), [6])

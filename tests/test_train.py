@@ -245,7 +245,7 @@ def test_an_optimizers_own_options_are_passed_on():
     ("settings", "message"),
     [
         ({"optimizer": "adamm"}, "'adamm' is not in torch. Did you mean adam"),
-        ({"optimizer": "lbfgs"}, "'lbfgs' is not in torch"),
+        ({"optimizer": "lbfgs"}, "'lbfgs' can't be used here"),
         ({"optimizer": "muon"}, "'muon' can't be used here"),
         ({"optimizer_options": {"beta": 1}}, "Adam doesn't take beta. It takes amsgrad, betas"),
         ({"optimizer_options": {"betas": 7}}, "'adam' can't be used here"),

@@ -191,9 +191,11 @@ def _by_dimension(hookpoints: tuple[ScaledRows, ...]) -> Tensor:
 
 
 def _too_few(plan: ActivationPlan, site: Site, train: int, held_out: int) -> str:
+    batch = plan.settings.train.batch_tokens
+    few = f", less than one batch of train.batch_tokens = {batch:,}" if train < batch else ""
+    lower = ", lower train.batch_tokens" if 0 < train < batch else ""
     return (
         f"{site.label}: {train:,} training and {held_out:,} held-out tokens are left within "
         f"activations.max_norm_ratio = {plan.settings.activations.max_norm_ratio:g} times the "
-        f"median norm, less than one batch of train.batch_tokens = "
-        f"{plan.settings.train.batch_tokens:,}. Give more text, or raise max_norm_ratio."
+        f"median norm{few}. Give more text{lower}, or raise activations.max_norm_ratio."
     )

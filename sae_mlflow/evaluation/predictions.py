@@ -88,4 +88,4 @@ def _cross_entropy(log_probs: Tensor, targets: Tensor) -> float:
 
 
 def _sum64(values: Tensor) -> float:
-    return values.cpu().double().sum().item()  # mps has no float64
+    return values.double().sum().item()

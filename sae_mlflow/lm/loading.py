@@ -193,23 +193,24 @@ def load_language_model(model: ModelSettings) -> LanguageModel:
 
 
 def resolve_device(name: str) -> torch.device:
-    """A torch device that is there; `auto` is cuda, else mps, else cpu.
+    """A torch device that is there; `auto` is cuda, else cpu.
 
     Raises:
-        UserError: it isn't there.
+        UserError: it isn't there, or it is Apple's mps.
     """
-    available = [d for d, there in _accelerators() if there] + ["cpu"]
+    available = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     if name == "auto":
         return torch.device(available[0])
     try:
         device = torch.device(name)
+        if device.type == "mps":
+            raise UserError(
+                f"model.device = {name!r} can't be used: sums are float64 here, which it hasn't. "
+                f"There are: auto, {known(available)}."
+            )
         if device.type in available:
             torch.empty(0, device=device)  # an index past the last one fails here
             return device
     except (RuntimeError, AssertionError):
         pass
     raise UserError(f"model.device = {name!r} is not here. There are: auto, {known(available)}.")
-
-
-def _accelerators() -> list[tuple[str, bool]]:
-    return [("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())]

@@ -25,7 +25,7 @@ def build_sae(settings: SAESettings, widths_in: Iterable[int], d_out: int | None
     widths = tuple(widths_in)
     sizes = Sizes(
         d_in=sum(widths),
-        d_sae=settings.width(widths[0]),
+        d_sae=settings.width(max(widths)),
         d_out=(d_out or sum(widths)) if settings.transcodes else None,
         skip=settings.architecture == "skip_transcoder",
         widths=widths,

@@ -4,35 +4,77 @@ Threads are OpenMP's where numba has it: on Linux that is the pool that torch wo
 threads would otherwise spin against ours (at 4,096 x 3,072 that ate the whole gain).
 
 numba keeps a compiled kernel until the kernel's own file changes: after a change to a loop here,
-touch `cpu.py` and `tile_products.py` too.
+touch `cpu.py` and `tile_products.py` too. Where numba can't be imported, no kernel may be called.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
-import numba
 import torch
-from numba.core.codegen import get_host_cpu_features
 from torch import Tensor
 
-_config: Any = numba.config
-if _config.THREADING_LAYER == "default":
-    _config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
-if _config.CPU_FEATURES is None and "+avx512f" in get_host_cpu_features().split(","):
-    # else LLVM takes vectors of 256 bits where there are 512: up to a third slower
-    _config.CPU_FEATURES = f"{get_host_cpu_features()},-prefer-256-bit"
+from sae_mlflow.errors import reason_of
+from sae_mlflow.folders import cache_folder
+from sae_mlflow.terminal import warn
+
+numba: Any
+prange: Any
+trailing_zeros: Any
+try:
+    import numba
+    from numba import prange
+    from numba.core.codegen import get_host_cpu_features
+    from numba.cpython.unsafe.numbers import trailing_zeros
+except ImportError as error:  # each version of numba is for some versions of NumPy
+    numba, prange, trailing_zeros = None, range, None
+    warn(f"numba can't be imported ({reason_of(error)}), so that training on a CPU takes longer.")
+
+AVAILABLE = numba is not None
+"""Whether kernels can be compiled."""
+
+if AVAILABLE:
+    if numba.config.THREADING_LAYER == "default":
+        numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+    if numba.config.CPU_FEATURES is None and "+avx512f" in get_host_cpu_features().split(","):
+        # else LLVM takes vectors of 256 bits where there are 512: up to a third slower
+        numba.config.CPU_FEATURES = f"{get_host_cpu_features()},-prefer-256-bit"
 
 _REORDER = {"reassoc", "contract", "nsz"}  # sums in vector order; NaN and infinity stay theirs
 
 
 def parallel(function: Callable[..., Any]) -> Any:
     """A kernel, whose `prange` is shared out over threads."""
-    return numba.njit(parallel=True, cache=True, fastmath=_REORDER)(function)
+    return _compiled(function, parallel=True)
 
 
 def inner(function: Callable[..., Any]) -> Any:
     """A part of kernels."""
-    return numba.njit(cache=True, fastmath=_REORDER)(function)
+    return _compiled(function)
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """A function that is compiled on first use, and kept on disk where that can be."""
+    if not AVAILABLE:
+        return function
+    return numba.njit(cache=_can_be_kept(), fastmath=_REORDER, **options)(function)
+
+
+@cache
+def _can_be_kept() -> bool:
+    """Whether there is a folder for compiled kernels: numba's own, or else in our cache."""
+    for folder in (numba.config.CACHE_DIR, str(cache_folder() / "numba")):
+        numba.config.CACHE_DIR = folder
+        try:
+            numba.njit(cache=True)(_can_be_kept.__wrapped__)  # compiles nothing
+        except RuntimeError:
+            continue  # it can't be written
+        return True
+    warn(
+        "compiled kernels can't be kept, so that each process compiles them anew, some ten "
+        "seconds. Point NUMBA_CACHE_DIR at a folder that can be written."
+    )
+    return False
 
 
 def array(tensor: Tensor) -> Any:
@@ -43,7 +85,7 @@ def array(tensor: Tensor) -> Any:
 def n_threads() -> int:
     """As many as torch has; numba's first use of its pool would set torch's number too."""
     threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, _config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
     return threads

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
 from sae_mlflow.sae.compiled import (
@@ -20,6 +19,7 @@ from sae_mlflow.sae.compiled import (
     miss,
     n_threads,
     parallel,
+    prange,
 )
 
 

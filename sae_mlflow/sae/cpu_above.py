@@ -8,13 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import prange
-from numba.cpython.unsafe import numbers
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import array, inner, n_threads, parallel
-
-trailing_zeros: Any = numbers.trailing_zeros
+from sae_mlflow.sae.compiled import array, inner, n_threads, parallel, prange, trailing_zeros
 
 
 def above(

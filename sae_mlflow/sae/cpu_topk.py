@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import array, inner, n_threads, parallel
+from sae_mlflow.sae.compiled import array, inner, n_threads, parallel, prange
 
 
 def topk(pre_acts: Tensor, k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:

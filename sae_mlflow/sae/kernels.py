@@ -1,4 +1,4 @@
-"""The operations on sparse codes: compiled on the CPU, standard operators elsewhere.
+"""The operations on sparse codes: compiled on a CPU with numba, standard operators elsewhere.
 
 Both ways give the same numbers up to the order of sums. Codes are ragged, as in `support`.
 """
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_mlflow.sae import cpu, cpu_above, cpu_topk
+from sae_mlflow.sae.compiled import AVAILABLE
 
 _COMPILED = {torch.float32, torch.float64}
 
@@ -53,7 +54,7 @@ def nth_largest(values: Tensor, n: int) -> Tensor:
 
 def by_latent(latents: Tensor, starts: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
     """The codes sorted by latent, tokens in order: starts `[d_sae + 1]`, tokens, places `[nnz]`."""
-    if latents.device.type == "cpu":
+    if AVAILABLE and latents.device.type == "cpu":
         return cpu.by_latent(latents, starts, d_sae)
     places = latents.sort(stable=True).indices
     latent_starts = latents.new_zeros(d_sae + 1)
@@ -67,6 +68,8 @@ def weighted_rows(values: Tensor, members: Tensor, starts: Tensor, rows: Tensor)
     values = values.to(rows.dtype)
     if compiled(rows):
         return cpu.weighted_rows(values, members, starts, rows)
+    if rows.device.type == "cpu" and rows.dtype not in _COMPILED:  # torch has no such product
+        return weighted_rows(values.float(), members, starts, rows.float()).to(rows.dtype)
     shape = (len(starts) - 1, rows.shape[0])
     sparse = torch.sparse_csr_tensor(starts, members, values, shape, check_invariants=False)
     return sparse @ rows
@@ -89,7 +92,7 @@ def row_dots(grad: Tensor, rows: Tensor, members: Tensor, starts: Tensor) -> Ten
 
 def kept(mask: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
     """The codes that a mask `[nnz]` keeps: their places, in order, and the starts of their list."""
-    if mask.device.type == "cpu":
+    if AVAILABLE and mask.device.type == "cpu":
         return cpu.kept(mask, starts)
     before = torch.nn.functional.pad(mask.cumsum(0), (1, 0))
     return mask.nonzero().flatten(), before[starts]
@@ -115,4 +118,4 @@ def remove_along(grad: Tensor, rows: Tensor) -> None:
 
 def compiled(tensor: Tensor) -> bool:
     """Whether there are compiled kernels for a tensor's numbers where they are."""
-    return tensor.device.type == "cpu" and tensor.dtype in _COMPILED
+    return AVAILABLE and tensor.device.type == "cpu" and tensor.dtype in _COMPILED

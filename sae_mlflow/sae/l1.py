@@ -27,8 +27,7 @@ class L1SAE(SAE):
     def from_settings(cls, settings: SAESettings, sizes: Sizes) -> "L1SAE":
         if settings.l1_coefficient is not None:
             return cls(sizes, settings.l1_coefficient)
-        width = sizes.widths[0] if sizes.widths else sizes.d_in
-        return cls(sizes, cls.default_l1 / width)
+        return cls(sizes, cls.default_l1 / max(sizes.widths, default=sizes.d_in))
 
     @classmethod
     def from_config(cls, config: dict[str, Any], sizes: Sizes) -> "L1SAE":

@@ -22,7 +22,8 @@ def resample(
     Tokens are drawn with probabilities in proportion to their squared loss. The latent's decoder
     row becomes the token's direction at length 1, its encoder row the direction of what is read, at
     0.2 times the mean length of living rows. Two things are not as in the appendix: directions are
-    those of centred activations, since `b_dec` is added anyway, and the latent fires as seldom as
+    those of centred activations, since `b_dec` is added anyway (in a skip transcoder also without
+    what the skip makes of them), and the latent fires as seldom as
     at the start of a training, while a bias of 0 would have it fire on half of the tokens.
 
     Args:
@@ -38,6 +39,8 @@ def resample(
         return waiting
     read = batch.x if sae.centre is None else batch.x - sae.centre
     written = batch.y - sae.b_dec
+    if sae.W_skip is not None:
+        written = written - batch.x @ sae.W_skip.t()
     tokens = draw_tokens(sae.reconstruct(batch.x).recon, batch.y, len(waiting), generator)
     latents = waiting[: len(tokens)]
     living = sae.W_enc.t()[~dead]

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import array, inner, n_threads, parallel
-from sae_mlflow.sae.cpu_above import ones, trailing_zeros
+from sae_mlflow.sae.compiled import array, inner, n_threads, parallel, prange, trailing_zeros
+from sae_mlflow.sae.cpu_above import ones
 from sae_mlflow.sae.tiles import Tiles
 
 

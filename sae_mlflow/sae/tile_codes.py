@@ -8,10 +8,9 @@ order that doesn't depend on their number.
 from typing import Any
 
 import torch
-from numba import prange
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import array, n_threads, parallel
+from sae_mlflow.sae.compiled import array, n_threads, parallel, prange
 from sae_mlflow.sae.tiles import Tiles, shares
 
 

@@ -7,10 +7,9 @@ there, each output is written by one thread, in an order that doesn't depend on 
 from typing import Any
 
 import torch
-from numba import prange
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import add_rows, array, dots, inner, miss, n_threads, parallel
+from sae_mlflow.sae.compiled import add_rows, array, dots, inner, miss, n_threads, parallel, prange
 from sae_mlflow.sae.tiles import Tiles, shares
 
 

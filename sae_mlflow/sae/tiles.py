@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import array, inner, n_threads, parallel
+from sae_mlflow.sae.compiled import array, inner, n_threads, parallel, prange
 
 HEIGHT = 128
 """Tokens in a tile, twice as many in large batches: their activations (786 kB at 768 dimensions)
