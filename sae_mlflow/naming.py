@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from hashlib import sha256
+from pathlib import PurePosixPath
 
 INPUT = ":input"
 """Ends a hookpoint that is what a module takes in; without it, it is what the module puts out."""
@@ -59,16 +60,22 @@ def is_run_folder(name: str) -> bool:
     return _RUN_FOLDER.fullmatch(name) is not None
 
 
-def registered_name(model: str, layer: str) -> str:
+def registered_name(model: str, layer: str, model_setting: str | None = None) -> str:
     """A layer's SAEs in the model registry: `gpt2`, `layer10` -> `gpt2-layer10`.
 
     Different models have different names. A slash, which MLflow forbids, becomes two hyphens:
     `org/model` -> `org--model-layer10`. Where another model could have that name too, a hash tells
-    them apart: `my model` -> `my-model-76eeb051-layer10`.
+    them apart: `my model` -> `my-model-76eeb051-layer10`. So does a hash of its path for a local
+    folder: `/a/gpt2` -> `gpt2-49edbaa8-layer10`.
+
+    Args:
+        model: its label; of a local folder, the folder's own name.
+        model_setting: `model.name` as it was set; unset means the label.
     """
+    path = model if model_setting is None else str(PurePosixPath(model_setting))
     name = model.replace("/", "--")
-    if not _UNMISTAKABLE.fullmatch(model) or sanitise(name) != name:
-        name = f"{sanitise(model)}-{sha256(model.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    if path != model or not _UNMISTAKABLE.fullmatch(model) or sanitise(name) != name:
+        name = f"{sanitise(model)}-{sha256(path.encode(errors='surrogatepass')).hexdigest()[:8]}"
     return f"{name}-{sanitise(layer)}"
 
 

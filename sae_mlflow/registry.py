@@ -14,6 +14,7 @@ from sae_mlflow.tracking.models import REGISTERED_MODEL
 from sae_mlflow.tracking.store import Store
 
 BEST = "best"
+_MODEL_SETTING = "model.name"
 _NEEDED = ("sae-mlflow", "mlflow", "torch", "numpy", "safetensors")
 
 
@@ -44,7 +45,7 @@ def register_run(store: Store, run_id: str, folder: Path | None = None) -> tuple
         UserError: the run holds no SAE, or one that is damaged; the registry can't be used.
     """
     row = layer_run(store, run_id)
-    name = naming.registered_name(row.model, row.layer)
+    name = _name(row)
     found = store.models.version_of_run(name, run_id)
     if found is not None:
         return f"models:/{name}/{found}", False
@@ -56,6 +57,10 @@ def register_run(store: Store, run_id: str, folder: Path | None = None) -> tuple
             name, row, REGISTERED_MODEL, {"sae": source}, _requirements()
         )
     return f"models:/{name}/{number}", True
+
+
+def _name(row: RunRow) -> str:
+    return naming.registered_name(row.model, row.layer, row.params.get(_MODEL_SETTING))
 
 
 def _check(source: Path, where: str) -> None:
@@ -84,7 +89,7 @@ def promote(
 
     Args:
         max_l0: largest `val_l0_norm` (its last value) that a run may have.
-        model: only this one, as the tag `sae.model` or its file name has it.
+        model: only this one, as the tag `sae.model`, its file name or the setting has it.
         layer: only this one: `10`, `layer10`, `layers.10.mlp`.
 
     Yields:
@@ -94,19 +99,19 @@ def promote(
         UserError: no such experiment, model or layer; no run of any is within the L0.
     """
     rows = _chosen(store.layer_runs(store.find_experiment(experiment)), experiment, model, layer)
-    groups: dict[tuple[str, str], list[RunRow]] = {}
+    rows.sort(key=lambda row: (row.model, naming.layer_order(row.layer), _name(row)))
+    groups: dict[str, list[RunRow]] = {}
     for row in rows:
-        groups.setdefault((row.model, row.layer), []).append(row)
-    best = {key: _best(group, max_l0) for key, group in groups.items()}
+        groups.setdefault(_name(row), []).append(row)
+    best = {name: _best(group, max_l0) for name, group in groups.items()}
     if not any(best.values()):
         raise UserError(
             f"No finished run of {experiment!r} has val_l0_norm <= {max_l0:g}; {_lowest(rows)}. "
             "Raise --max-l0, or train a sparser SAE."
         )
-    for key in sorted(groups, key=lambda key: (key[0], naming.layer_order(key[1]))):
-        winner, name = best[key], naming.registered_name(*key)
+    for name, winner in best.items():
         if winner is None:
-            yield f"{name}: no run has val_l0_norm <= {max_l0:g}; {_lowest(groups[key])}"
+            yield f"{name}: no run has val_l0_norm <= {max_l0:g}; {_lowest(groups[name])}"
         else:
             yield _move(store, name, winner)
 
@@ -118,7 +123,7 @@ def _chosen(
     kept = [
         row
         for row in rows
-        if model in (None, row.model, naming.sanitise(row.model))
+        if model in (None, row.model, naming.sanitise(row.model), row.params.get(_MODEL_SETTING))
         and (layer in (None, row.layer) or label == row.layer)
     ]
     if not kept:

@@ -36,6 +36,24 @@ def test_the_registered_name_is_model_and_layer(model, expected):
     assert naming.registered_name(model, "layer10") == expected
 
 
+@pytest.mark.parametrize(
+    ("label", "setting", "expected"),
+    [
+        ("gpt2", "gpt2", "gpt2-layer10"),
+        (
+            "meta-llama/Llama-2-7b-hf",
+            "meta-llama/Llama-2-7b-hf",
+            "meta-llama--Llama-2-7b-hf-layer10",
+        ),
+        ("gpt2", "/a/gpt2", "gpt2-49edbaa8-layer10"),  # sha256 of "/a/gpt2"
+        ("gpt2", "/a/gpt2/", "gpt2-49edbaa8-layer10"),
+        ("my model", "/b/my model", "my-model-3c36aebc-layer10"),
+    ],
+)
+def test_a_local_folder_is_registered_with_a_hash_of_its_path(label, setting, expected):
+    assert naming.registered_name(label, "layer10", setting) == expected
+
+
 def test_models_that_look_alike_are_registered_under_different_names():
     alike = [
         "org/model",

@@ -67,9 +67,10 @@ def experiment(store, request):
 def trained(store, experiment, model, sae_folder):
     """`trained(layer, fvu, l0)`: a finished layer run with an SAE; returns its id."""
 
-    def train(layer="layer10", fvu=0.3, l0=32.0, status="FINISHED"):
+    def train(layer="layer10", fvu=0.3, l0=32.0, status="FINISHED", setting=model):
         tags = {"sae.role": "layer", "sae.model": model, "sae.layer": layer}
         run = store.open_run(store.experiment_id(experiment), "r", tags)
+        run.log_params({"model.name": setting})
         run.log_metrics(1, {"val_fvu": 0.9, "val_l0_norm": 1.0})
         run.log_metrics(2, {"val_fvu": fvu, "val_l0_norm": l0})
         run.log_folder(sae_folder[0], "sae")
@@ -187,6 +188,21 @@ def test_promote_goes_by_model_and_layer_or_one_of_them(store, trained, experime
         list(promote(store, experiment, 40, layer="layer11"))
 
 
+def test_two_folders_of_one_name_are_two_models(store, trained, experiment, model):
+    """Their val_fvu aren't held against each other, and one of them can be asked for."""
+    folders = {path: trained(setting=path) for path in ("/a/checkpoint-9", "/b/checkpoint-9")}
+    names = {path: registered_name(model, "layer10", path) for path in folders}
+    moved = {
+        path: f"models:/{names[path]}@best moved to version 1 (run {run}, val_fvu 0.3 at L0 32)"
+        for path, run in folders.items()
+    }
+    assert names["/a/checkpoint-9"] != names["/b/checkpoint-9"]
+    (line,) = promote(store, experiment, 40, model="/b/checkpoint-9")
+    assert line == moved["/b/checkpoint-9"]
+    stays = moved["/b/checkpoint-9"].replace("moved to", "stays at")
+    assert sorted(promote(store, experiment, 40)) == sorted([moved["/a/checkpoint-9"], stays])
+
+
 def test_promote_without_a_run_within_the_l0_names_the_lowest(store, trained, experiment):
     trained(l0=64)
     low = trained(l0=48.5)
@@ -214,7 +230,7 @@ def test_a_training_registers_its_layers_where_it_is_asked_to(
     training = run_training(settings, Display(), tracking_uri=made_store.uri)
     for row in training.rows:
         own = load_sae(f"runs:/{row.run_id}/sae", tracking_uri=made_store.uri)
-        uri = f"models:/tiny-llama-{row.layer}/1"
+        uri = f"models:/{registered_name('tiny-llama', row.layer, str(tiny_model))}/1"
         registered = load_sae(uri, tracking_uri=made_store.uri)
         assert torch.equal(registered.W_enc, own.W_enc)
         assert register_run(made_store, row.run_id) == (uri, False)
