@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from spliced_models import CONTEXT, D_MODEL, VOCABULARY, tiny_lm
+from spliced_models import CONTEXT, D_MODEL, VOCABULARY, gemma3n, tiny_lm
 
 from sae_mlflow.evaluation.splice import Splicer, norm_caps, spliced_rows
 
@@ -147,6 +147,16 @@ def test_a_model_whose_blocks_look_further_back_runs_whole():
 
     blocks[0].forward, blocks[3].forward = leave, add
     assert Splicer(lm).resume_block(["layers.2"]) is None
+
+
+def test_a_model_whose_blocks_put_out_several_streams_runs_whole():
+    lm, rows = gemma3n(), rows_of_every_third()
+    writes = random_writes(["layers.2.mlp"], rows)
+    splicer = Splicer(lm)
+    assert splicer.resume_block(writes) is None
+    expected = hooked_logits(lm, writes, rows)
+    assert torch.equal(splicer.logits(IDS, writes, rows), expected)
+    assert not torch.allclose(expected, hooked_logits(lm, {}, rows))
 
 
 def test_giant_norms_special_tokens_and_norms_that_are_no_number_pass_through():

@@ -98,7 +98,9 @@ class Splicer:
             whole = self.logits(ids)
         finally:
             handle.remove()
-        rest = seen[0][1:] if isinstance(seen[0], tuple) else ()
+        output, *rest = seen[0] if isinstance(seen[0], tuple) else (seen[0],)
+        if not isinstance(output, Tensor) or output.shape[:-1] != ids.shape:
+            return None  # of Gemma 3n several streams
         if any(value is not None for value in rest):
             return None  # what else a block hands on isn't kept
         self._wraps[block] = (lambda a: (a, *rest)) if isinstance(seen[0], tuple) else (lambda a: a)

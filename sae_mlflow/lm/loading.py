@@ -13,7 +13,7 @@ from sae_mlflow.config import EMBEDDED_MODEL, ModelSettings, Settings
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.lm import embedded
 from sae_mlflow.lm.files import check_name, locate
-from sae_mlflow.lm.hookpoints import LanguageModel, block_of
+from sae_mlflow.lm.hookpoints import LanguageModel, check_one_a_token
 from sae_mlflow.lm.reasons import told
 from sae_mlflow.lm.remote_code import code_of, warn_of_code
 from sae_mlflow.lm.sites import sites
@@ -104,13 +104,7 @@ def hookpoint_widths(model: ModelSettings, hookpoints: Iterable[str]) -> dict[st
             model.name,
         )
         acts = sketch.activations(torch.zeros(2, 3, dtype=torch.long), hookpoints)
-    for hookpoint in hookpoints:
-        if hookpoint not in acts or acts[hookpoint].shape[0] != 2 * 3:
-            verb = "take in" if naming.is_input(hookpoint) else "put out"
-            raise UserError(
-                f"model.layers: {naming.module_path(hookpoint)} of {model.name} doesn't {verb} one "
-                f"activation a token. Choose another module, for example {block_of(hookpoint)}."
-            )
+    check_one_a_token(model.name, hookpoints, acts, n_tokens=2 * 3)
     return {hookpoint: acts[hookpoint].shape[1] for hookpoint in hookpoints}
 
 
