@@ -1,7 +1,7 @@
 """Names of models and hookpoints, as they stand in tags, file names and figures."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from hashlib import sha256
 from pathlib import PurePosixPath
 
@@ -24,18 +24,23 @@ _DEVICE = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
 
 # SAELens (TransformerLens) names of the hookpoints that it knows. `ln1` and `ln2` are the norms
 # before attention and MLP; of an RMS norm their hook is before its weight, ours is behind it.
-_SAE_LENS_HOOKS = {
-    "": "hook_resid_post",
-    "mlp": "hook_mlp_out",
-    "self_attn": "hook_attn_out",
-    "attn": "hook_attn_out",
-    "attention": "hook_attn_out",
-    ":input": "hook_resid_pre",
+_SAE_LENS_HOOKS = {"": "hook_resid_post", ":input": "hook_resid_pre"}
+_SAE_LENS_NORMED = {
     "mlp:input": "ln2.hook_normalized",
     "self_attn:input": "ln1.hook_normalized",
     "attn:input": "ln1.hook_normalized",
     "attention:input": "ln1.hook_normalized",
 }
+_SAE_LENS_OUTPUTS = {
+    "mlp": "hook_mlp_out",
+    "self_attn": "hook_attn_out",
+    "attn": "hook_attn_out",
+    "attention": "hook_attn_out",
+}
+# Where the residual stream takes a norm of what attention and MLP put out (Gemma 2 and 3, OLMo 2
+# and 3), these hooks are behind it; and OLMo's have none before.
+_PRE_NORM, _POST_NORM = "pre_feedforward_layernorm", "post_feedforward_layernorm"
+_SAE_LENS_POST_NORMED = {"post_attention_layernorm": "hook_attn_out", _POST_NORM: "hook_mlp_out"}
 
 
 def sanitise(name: str) -> str:
@@ -153,20 +158,33 @@ def layer_order(label: str) -> tuple[int, str]:
     return (int(match[1]), match[2]) if match else (10**9, label)
 
 
+def is_block(hookpoint: str) -> bool:
+    """Whether a hookpoint is a block's own output or input."""
+    return re.fullmatch(rf"layers\.\d+({INPUT})?", hookpoint) is not None
+
+
 def block_number(layer: int | str) -> int | None:
     """The block that a hookpoint lies in, counted from 0; None outside the blocks."""
     match = re.match(r"layers\.(\d+)([.:]|$)", hookpoint(layer))
     return int(match[1]) if match else None
 
 
-def sae_lens_hook(layer: int | str) -> str:
+def sae_lens_hook(layer: int | str, block_modules: Collection[str] = ()) -> str:
     """The hookpoint under the name that SAELens uses: `10` -> `blocks.10.hook_resid_post`.
 
     One that it has no name for keeps its own.
+
+    Args:
+        block_modules: what a block is made of; without a norm behind the MLP among them, attention
+            and MLP have norms before them alone.
     """
+    post_normed = _POST_NORM in block_modules
+    hooks = _SAE_LENS_HOOKS | (_SAE_LENS_POST_NORMED if post_normed else _SAE_LENS_OUTPUTS)
+    if not post_normed or _PRE_NORM in block_modules:
+        hooks = hooks | _SAE_LENS_NORMED
     match = re.match(r"layers\.(\d+)\.?(.*)", hookpoint(layer))
-    if match and match[2] in _SAE_LENS_HOOKS:
-        return f"blocks.{match[1]}.{_SAE_LENS_HOOKS[match[2]]}"
+    if match and match[2] in hooks:
+        return f"blocks.{match[1]}.{hooks[match[2]]}"
     return hookpoint(layer)
 
 

@@ -153,3 +153,28 @@ def test_layers_are_ordered_by_number():
 )
 def test_saelens_gets_the_name_that_it_uses(layer, hook):
     assert naming.sae_lens_hook(layer) == hook
+
+
+GEMMA = {"post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"}
+OLMO = {"post_attention_layernorm", "post_feedforward_layernorm"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "llama", "gemma", "olmo"),
+    [
+        (4, "hook_resid_post", "hook_resid_post", "hook_resid_post"),
+        ("layers.4:input", "hook_resid_pre", "hook_resid_pre", "hook_resid_pre"),
+        ("layers.4.mlp", "hook_mlp_out", None, None),
+        ("layers.4.self_attn", "hook_attn_out", None, None),
+        ("layers.4.post_attention_layernorm", None, "hook_attn_out", "hook_attn_out"),
+        ("layers.4.post_feedforward_layernorm", None, "hook_mlp_out", "hook_mlp_out"),
+        ("layers.4.mlp:input", "ln2.hook_normalized", "ln2.hook_normalized", None),
+        ("layers.4.self_attn:input", "ln1.hook_normalized", "ln1.hook_normalized", None),
+    ],
+)
+def test_saelens_hooks_are_behind_a_blocks_last_norms(layer, llama, gemma, olmo):
+    """As `transformer_lens/components/transformer_block.py` has them."""
+    blocks = ((llama, {"post_attention_layernorm"}), (gemma, GEMMA), (olmo, OLMO))
+    for hook, modules in blocks:
+        expected = f"blocks.4.{hook}" if hook else naming.hookpoint(layer)
+        assert naming.sae_lens_hook(layer, modules) == expected
