@@ -211,6 +211,50 @@ def test_promote_without_a_run_within_the_l0_names_the_lowest(store, trained, ex
         list(promote(store, experiment, max_l0=32))
 
 
+def test_a_run_whose_val_fvu_is_no_number_is_not_the_best_and_the_reason_is_told(
+    store, trained, experiment
+):
+    """Of an infinity a store makes the largest float."""
+    nan, infinite = trained(fvu=math.nan, l0=31), trained(fvu=math.inf, l0=32)
+    with pytest.raises(UserError) as error:
+        list(promote(store, experiment, max_l0=40))
+    assert str(error.value) == (
+        f"'{experiment}': no run with val_l0_norm <= 40 has a val_fvu that is a number (not "
+        f"{infinite}, {nan}). Train again."
+    )
+    trained("layer11")
+    first, second = promote(store, experiment, max_l0=40)
+    assert f"has a val_fvu that is a number (not {infinite}, {nan})" in first
+    assert "layer11@best moved to version 1" in second
+
+
+def test_a_run_without_an_l0_is_within_none(store, experiment, trained, model):
+    tags = {"sae.role": "layer", "sae.model": model, "sae.layer": "layer10"}
+    run = store.open_run(store.experiment_id(experiment), "r", tags)
+    run.log_metrics(1, {"val_fvu": 0.1})
+    run.finish("FINISHED")
+    with pytest.raises(UserError, match="none has a val_l0_norm that is a number. Raise --max-l0"):
+        list(promote(store, experiment, max_l0=math.inf))
+    good = trained()
+    assert f"(run {good}," in next(promote(store, experiment, max_l0=math.inf))
+
+
+def test_a_best_run_that_cannot_be_registered_costs_the_other_layers_nothing(
+    store, trained, experiment, model
+):
+    bad = trained("layer9")
+    artifacts = mlflow.MlflowClient(store.uri).get_run(bad).info.artifact_uri
+    shutil.rmtree(Path(artifacts.removeprefix("file://")) / "sae")
+    trained("layer10"), trained("layer11")
+    with pytest.raises(UserError) as error:
+        list(promote(store, experiment, max_l0=40))
+    assert str(error.value).startswith(
+        f"{registered_name(model, 'layer9')}: runs:/{bad}/sae can't be read"
+    )
+    for layer in ("layer10", "layer11"):
+        assert store.models.aliased_version(registered_name(model, layer), "best") == "1"
+
+
 def test_a_training_registers_its_layers_where_it_is_asked_to(
     made_store, tiny_model, text_file, tmp_path, monkeypatch
 ):
@@ -324,6 +368,7 @@ def test_an_sae_whose_weights_are_no_numbers_is_not_exported(
         ("register --run PARENT", "holds no SAE. Give a layer's run"),
         ("promote --experiment gone --max-l0 32", "No experiment 'gone'"),
         ("promote --experiment EXPERIMENT --max-l0 1", "the lowest there is 32"),
+        ("promote --experiment EXPERIMENT --max-l0 nan", "--max-l0 nan is no L0. Give a number"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(
