@@ -111,6 +111,9 @@ def test_the_model_gives_latents_through_mlflow_and_an_sae_through_load_sae(
     served = mlflow.pyfunc.load_model(uri)
     for given in (acts.numpy(), acts.double().numpy(), acts):
         assert torch.equal(torch.from_numpy(served.predict(given)), latents)
+    assert torch.equal(torch.from_numpy(served.predict(acts.clone().requires_grad_())), latents)
+    rounded = load_sae(folder).encode(acts.bfloat16().float())
+    assert torch.equal(torch.from_numpy(served.predict(acts.bfloat16())), rounded)
     assert served.predict(acts.view(1, *acts.shape).numpy()).shape == (1, *latents.shape)
     with pytest.raises(ValueError, match=r"acts are \[37, 9\], but this SAE reads \[..., 10\]"):
         served.predict(acts[:, :9].numpy())
