@@ -1,5 +1,6 @@
 """`latents.html`: which latents it shows, their examples, and that no text can harm it."""
 
+import math
 from html.parser import HTMLParser
 
 import numpy as np
@@ -73,6 +74,14 @@ def test_a_card_says_rate_density_vocabulary_and_shades_what_fires():
     assert "fires on 1.000% of tokens (log10 density -2.00)" in text
     assert "<code> x</code>" in text
     assert 'a<b class="s8 p" title=4> b</b><b class=s2 title=1> c</b>' in text
+
+
+def test_an_infinite_activation_has_the_darkest_shade_and_the_others_their_own():
+    text = page([card(("a", "b", "c"), (math.inf, 4.0, 1.0))])
+    assert '<b class="s8 p" title=inf>a</b><b class=s8 title=4>b</b><b class=s2 title=1>c</b>' in (
+        text
+    )
+    assert '<b class="s8 p" title=inf>a</b>' in page([card(("a",), (math.inf,))])
 
 
 def test_a_latent_that_never_fired_is_said_to():
