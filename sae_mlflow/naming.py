@@ -169,6 +169,13 @@ def block_number(layer: int | str) -> int | None:
     return int(match[1]) if match else None
 
 
+def depth(layer: int | str) -> tuple[int, bool]:
+    """Sort key by how far down the model a hookpoint is: a block's output comes after what is in
+    the block, and what is outside the blocks first."""
+    block = block_number(layer)
+    return (-1 if block is None else block, is_block(hookpoint(layer)))
+
+
 def sae_lens_hook(layer: int | str, block_modules: Collection[str] = ()) -> str:
     """The hookpoint under the name that SAELens uses: `10` -> `blocks.10.hook_resid_post`.
 
