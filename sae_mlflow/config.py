@@ -266,7 +266,7 @@ class EvaluateSettings(_Section):
     after_training: bool = True
     """Measure it once all layers have trained."""
     tokens: int = Field(2048, gt=0)
-    """Held-out tokens that it is then measured on."""
+    """Held-out tokens that it is then measured on, in whole windows, one at least."""
 
 
 class OutputSettings(_Section):

@@ -176,3 +176,11 @@ def test_the_cap_is_a_multiple_of_the_median_norm_of_the_kept_tokens():
     norms = lm.activations(IDS, ["layers.1"])["layers.1"][kept].norm(dim=1)
     caps = norm_caps(lm, batches, ["layers.1"], max_norm_ratio=3.0)
     assert caps == {"layers.1": pytest.approx(3 * norms.median().item())}
+
+
+def test_without_a_token_nothing_is_within_the_cap():
+    lm = tiny_lm("llama")
+    nothing = [(IDS, torch.zeros(IDS.numel(), dtype=torch.bool))]
+    for batches in ([], nothing):
+        (cap,) = norm_caps(lm, batches, ["layers.1"], max_norm_ratio=3.0).values()
+        assert cap < 0

@@ -44,7 +44,7 @@ class Request:
     """What is asked of each run."""
 
     tokens: int
-    """Held-out tokens that the LM reads."""
+    """Held-out tokens that the LM reads, as `evaluate` takes them."""
     latents: int
     """How many `latents.html` shows, beside the named ones."""
     named: tuple[int, ...] = ()

@@ -132,11 +132,13 @@ def norm_caps(
 ) -> dict[str, float]:
     """The largest norm that isn't giant, by hookpoint: a multiple of the median over the tokens.
 
+    Below 0 where no token counts.
+
     Args:
         batches: token ids `[batch, context]`, and bool `[batch * context]` of those that count.
         max_norm_ratio: `activations.max_norm_ratio`.
     """
-    norms: dict[str, list[Tensor]] = {hookpoint: [] for hookpoint in hookpoints}
+    norms = {hookpoint: [torch.empty(0)] for hookpoint in hookpoints}
     for token_ids, kept in batches:
         acts = lm.activations(token_ids, norms)
         for hookpoint, found in norms.items():
