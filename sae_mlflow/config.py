@@ -287,7 +287,7 @@ class EvaluateSettings(_Section):
     after_training: bool = True
     """Measure it once all layers have trained."""
     tokens: int = Field(2048, gt=0)
-    """Held-out tokens that it is then measured on."""
+    """Held-out tokens that it is then measured on, in whole windows, one at least."""
 
 
 class OutputSettings(_Section):
@@ -346,6 +346,9 @@ def load_settings(config: str, overrides: Mapping[str, Any] | None = None) -> Se
         config: a name in `configs/` (`sae_balanced.yaml`) or a path.
         overrides: dotted keys to values, as `parse_set` returns them.
 
+    Returns:
+        Settings as they were written, but for a crosscoder's layers, which are put in order.
+
     Raises:
         UserError: the file is missing, empty or not YAML; a key is unknown; a value is wrong.
     """
@@ -361,7 +364,7 @@ def load_settings(config: str, overrides: Mapping[str, Any] | None = None) -> Se
     if settings.sae.d_sae:
         settings.sae.width(d_in=0)
     _check_layers(settings.model.layers, path)
-    return settings
+    return _in_order(settings) if settings.sae.architecture == "crosscoder" else settings
 
 
 def parse_set(text: str) -> dict[str, Any]:
@@ -407,6 +410,15 @@ def _check_layers(layers: tuple[int | str, ...], path: Path) -> None:
     for label in labels:
         if labels.count(label) > 1:
             raise UserError(f"{path}: model.layers names {label} twice. Remove one.")
+
+
+def _in_order(settings: Settings) -> Settings:
+    """With its layers as their joint label has them: the same SAE however they are listed."""
+    layers = sorted(
+        settings.model.layers, key=lambda layer: naming.layer_order(naming.layer_label(layer))
+    )
+    model = settings.model.model_copy(update={"layers": tuple(layers)})
+    return settings.model_copy(update={"model": model})
 
 
 def _shown(default: object) -> str:

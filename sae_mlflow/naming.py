@@ -1,8 +1,9 @@
 """Names of models and hookpoints, as they stand in tags, file names and figures."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from hashlib import sha256
+from pathlib import PurePosixPath
 
 INPUT = ":input"
 """Ends a hookpoint that is what a module takes in; without it, it is what the module puts out."""
@@ -23,18 +24,23 @@ _DEVICE = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
 
 # SAELens (TransformerLens) names of the hookpoints that it knows. `ln1` and `ln2` are the norms
 # before attention and MLP; of an RMS norm their hook is before its weight, ours is behind it.
-_SAE_LENS_HOOKS = {
-    "": "hook_resid_post",
-    "mlp": "hook_mlp_out",
-    "self_attn": "hook_attn_out",
-    "attn": "hook_attn_out",
-    "attention": "hook_attn_out",
-    ":input": "hook_resid_pre",
+_SAE_LENS_HOOKS = {"": "hook_resid_post", ":input": "hook_resid_pre"}
+_SAE_LENS_NORMED = {
     "mlp:input": "ln2.hook_normalized",
     "self_attn:input": "ln1.hook_normalized",
     "attn:input": "ln1.hook_normalized",
     "attention:input": "ln1.hook_normalized",
 }
+_SAE_LENS_OUTPUTS = {
+    "mlp": "hook_mlp_out",
+    "self_attn": "hook_attn_out",
+    "attn": "hook_attn_out",
+    "attention": "hook_attn_out",
+}
+# Where the residual stream takes a norm of what attention and MLP put out (Gemma 2 and 3, OLMo 2
+# and 3), these hooks are behind it; and OLMo's have none before.
+_PRE_NORM, _POST_NORM = "pre_feedforward_layernorm", "post_feedforward_layernorm"
+_SAE_LENS_POST_NORMED = {"post_attention_layernorm": "hook_attn_out", _POST_NORM: "hook_mlp_out"}
 
 
 def sanitise(name: str) -> str:
@@ -59,16 +65,22 @@ def is_run_folder(name: str) -> bool:
     return _RUN_FOLDER.fullmatch(name) is not None
 
 
-def registered_name(model: str, layer: str) -> str:
+def registered_name(model: str, layer: str, model_setting: str | None = None) -> str:
     """A layer's SAEs in the model registry: `gpt2`, `layer10` -> `gpt2-layer10`.
 
     Different models have different names. A slash, which MLflow forbids, becomes two hyphens:
     `org/model` -> `org--model-layer10`. Where another model could have that name too, a hash tells
-    them apart: `my model` -> `my-model-76eeb051-layer10`.
+    them apart: `my model` -> `my-model-76eeb051-layer10`. So does a hash of its path for a local
+    folder: `/a/gpt2` -> `gpt2-49edbaa8-layer10`.
+
+    Args:
+        model: its label; of a local folder, the folder's own name.
+        model_setting: `model.name` as it was set; unset means the label.
     """
+    path = model if model_setting is None else str(PurePosixPath(model_setting))
     name = model.replace("/", "--")
-    if not _UNMISTAKABLE.fullmatch(model) or sanitise(name) != name:
-        name = f"{sanitise(model)}-{sha256(model.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    if path != model or not _UNMISTAKABLE.fullmatch(model) or sanitise(name) != name:
+        name = f"{sanitise(model)}-{sha256(path.encode(errors='surrogatepass')).hexdigest()[:8]}"
     return f"{name}-{sanitise(layer)}"
 
 
@@ -146,20 +158,40 @@ def layer_order(label: str) -> tuple[int, str]:
     return (int(match[1]), match[2]) if match else (10**9, label)
 
 
+def is_block(hookpoint: str) -> bool:
+    """Whether a hookpoint is a block's own output or input."""
+    return re.fullmatch(rf"layers\.\d+({INPUT})?", hookpoint) is not None
+
+
 def block_number(layer: int | str) -> int | None:
     """The block that a hookpoint lies in, counted from 0; None outside the blocks."""
     match = re.match(r"layers\.(\d+)([.:]|$)", hookpoint(layer))
     return int(match[1]) if match else None
 
 
-def sae_lens_hook(layer: int | str) -> str:
+def depth(layer: int | str) -> tuple[int, bool]:
+    """Sort key by how far down the model a hookpoint is: a block's output comes after what is in
+    the block, and what is outside the blocks first."""
+    block = block_number(layer)
+    return (-1 if block is None else block, is_block(hookpoint(layer)))
+
+
+def sae_lens_hook(layer: int | str, block_modules: Collection[str] = ()) -> str:
     """The hookpoint under the name that SAELens uses: `10` -> `blocks.10.hook_resid_post`.
 
     One that it has no name for keeps its own.
+
+    Args:
+        block_modules: what a block is made of; without a norm behind the MLP among them, attention
+            and MLP have norms before them alone.
     """
+    post_normed = _POST_NORM in block_modules
+    hooks = _SAE_LENS_HOOKS | (_SAE_LENS_POST_NORMED if post_normed else _SAE_LENS_OUTPUTS)
+    if not post_normed or _PRE_NORM in block_modules:
+        hooks = hooks | _SAE_LENS_NORMED
     match = re.match(r"layers\.(\d+)\.?(.*)", hookpoint(layer))
-    if match and match[2] in _SAE_LENS_HOOKS:
-        return f"blocks.{match[1]}.{_SAE_LENS_HOOKS[match[2]]}"
+    if match and match[2] in hooks:
+        return f"blocks.{match[1]}.{hooks[match[2]]}"
     return hookpoint(layer)
 
 

@@ -181,7 +181,9 @@ def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActi
         lm = training.language_model()
         display.say(f"Evaluating on {settings.evaluate.tokens:,} held-out tokens")
         with training.clock.stage("evaluate"):
-            evaluate_layers(training.store, settings, lm, windows, rows, their_acts)
+            refused = evaluate_layers(training.store, settings, lm, windows, rows, their_acts)
+        for reason in refused:
+            display.warn(f"The evaluation isn't complete: {reason}")
     judge_again(training)
 
 

@@ -1,19 +1,22 @@
 """The model registry: SAEs registered as `{model}-{layer}`, and the alias `best` among them."""
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sae_mlflow import naming
-from sae_mlflow.errors import UserError, known
+from sae_mlflow.errors import OutOfReach, UserError, known
 from sae_mlflow.formats.sae_files import load_sae
 from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER, RunRow
 from sae_mlflow.tracking.models import REGISTERED_MODEL
 from sae_mlflow.tracking.store import Store
 
 BEST = "best"
+_MODEL_SETTING = "model.name"
+_TOO_DENSE = "Raise --max-l0, or train a sparser SAE."
 _NEEDED = ("sae-mlflow", "mlflow", "torch", "numpy", "safetensors")
 
 
@@ -44,7 +47,7 @@ def register_run(store: Store, run_id: str, folder: Path | None = None) -> tuple
         UserError: the run holds no SAE, or one that is damaged; the registry can't be used.
     """
     row = layer_run(store, run_id)
-    name = naming.registered_name(row.model, row.layer)
+    name = _name(row)
     found = store.models.version_of_run(name, run_id)
     if found is not None:
         return f"models:/{name}/{found}", False
@@ -56,6 +59,10 @@ def register_run(store: Store, run_id: str, folder: Path | None = None) -> tuple
             name, row, REGISTERED_MODEL, {"sae": source}, _requirements()
         )
     return f"models:/{name}/{number}", True
+
+
+def _name(row: RunRow) -> str:
+    return naming.registered_name(row.model, row.layer, row.params.get(_MODEL_SETTING))
 
 
 def _check(source: Path, where: str) -> None:
@@ -84,31 +91,36 @@ def promote(
 
     Args:
         max_l0: largest `val_l0_norm` (its last value) that a run may have.
-        model: only this one, as the tag `sae.model` or its file name has it.
+        model: only this one, as the tag `sae.model`, its file name or the setting has it.
         layer: only this one: `10`, `layer10`, `layers.10.mlp`.
 
     Yields:
         For each model and layer what moved.
 
     Raises:
-        UserError: no such experiment, model or layer; no run of any is within the L0.
+        OutOfReach: the store doesn't answer.
+        UserError: no such experiment, model or layer; no run of any is within the L0; and after
+            the others moved, of a model and layer whose best run can't be registered.
     """
+    if math.isnan(max_l0):
+        raise UserError("--max-l0 nan is no L0. Give a number over 0.")
     rows = _chosen(store.layer_runs(store.find_experiment(experiment)), experiment, model, layer)
-    groups: dict[tuple[str, str], list[RunRow]] = {}
+    rows.sort(key=lambda row: (row.model, naming.layer_order(row.layer), _name(row)))
+    groups: dict[str, list[RunRow]] = {}
     for row in rows:
-        groups.setdefault((row.model, row.layer), []).append(row)
-    best = {key: _best(group, max_l0) for key, group in groups.items()}
+        groups.setdefault(_name(row), []).append(row)
+    best = {name: _best(group, max_l0) for name, group in groups.items()}
     if not any(best.values()):
-        raise UserError(
-            f"No finished run of {experiment!r} has val_l0_norm <= {max_l0:g}; {_lowest(rows)}. "
-            "Raise --max-l0, or train a sparser SAE."
-        )
-    for key in sorted(groups, key=lambda key: (key[0], naming.layer_order(key[1]))):
-        winner, name = best[key], naming.registered_name(*key)
+        advice = "Train again." if _within(rows, max_l0) else _TOO_DENSE
+        raise UserError(f"{experiment!r}: {_why_none(rows, max_l0)}. {advice}")
+    refused: list[str] = []
+    for name, winner in best.items():
         if winner is None:
-            yield f"{name}: no run has val_l0_norm <= {max_l0:g}; {_lowest(groups[key])}"
+            yield f"{name}: {_why_none(groups[name], max_l0)}"
         else:
-            yield _move(store, name, winner)
+            yield from _move(store, name, winner, refused)
+    if refused:
+        raise UserError("\n".join(refused))
 
 
 def _chosen(
@@ -118,7 +130,7 @@ def _chosen(
     kept = [
         row
         for row in rows
-        if model in (None, row.model, naming.sanitise(row.model))
+        if model in (None, row.model, naming.sanitise(row.model), row.params.get(_MODEL_SETTING))
         and (layer in (None, row.layer) or label == row.layer)
     ]
     if not kept:
@@ -130,30 +142,46 @@ def _chosen(
 
 def _best(rows: Sequence[RunRow], max_l0: float) -> RunRow | None:
     """Of runs as good as each other the newest."""
-    within = [
-        row
-        for row in rows
-        if row.metrics.get("val_l0_norm", math.inf) <= max_l0
-        and math.isfinite(row.metrics.get("val_fvu", math.nan))
-    ]
+    within = [row for row in _within(rows, max_l0) if _is_number(row, "val_fvu")]
     return min(within, key=lambda row: row.metrics["val_fvu"], default=None)
 
 
-def _lowest(rows: Sequence[RunRow]) -> str:
-    with_l0 = [row for row in rows if "val_l0_norm" in row.metrics]
+def _within(rows: Sequence[RunRow], max_l0: float) -> list[RunRow]:
+    return [row for row in rows if row.metrics.get("val_l0_norm", math.nan) <= max_l0]
+
+
+def _is_number(row: RunRow, metric: str) -> bool:
+    """Not where it is missing, NaN, or the largest float, which a store makes of infinity."""
+    return abs(row.metrics.get(metric, math.nan)) < sys.float_info.max
+
+
+def _why_none(rows: Sequence[RunRow], max_l0: float) -> str:
+    """Why none of these runs is the best one."""
+    if within := _within(rows, max_l0):
+        runs = known([row.run_id for row in within], limit=3)
+        return f"no run with val_l0_norm <= {max_l0:g} has a val_fvu that is a number (not {runs})"
+    said = f"no run has val_l0_norm <= {max_l0:g}; "
+    with_l0 = [row for row in rows if _is_number(row, "val_l0_norm")]
     if not with_l0:
-        return "none has a val_l0_norm"
+        return said + "none has a val_l0_norm that is a number"
     row = min(with_l0, key=lambda row: row.metrics["val_l0_norm"])
-    return f"the lowest there is {row.metrics['val_l0_norm']:.4g} (run {row.run_id})"
+    return said + f"the lowest there is {row.metrics['val_l0_norm']:.4g} (run {row.run_id})"
 
 
-def _move(store: Store, name: str, row: RunRow) -> str:
+def _move(store: Store, name: str, row: RunRow, refused: list[str]) -> Iterator[str]:
     before = store.models.aliased_version(name, BEST)
-    uri, _ = register_run(store, row.run_id)
+    try:
+        uri, _ = register_run(store, row.run_id)
+    except OutOfReach:
+        raise
+    except UserError as error:
+        refused.append(f"{name}: {error}")
+        return
     number = uri.rpartition("/")[2]
     facts = f"val_fvu {row.metrics['val_fvu']:.4g} at L0 {row.metrics['val_l0_norm']:.4g}"
     if before == number:
-        return f"models:/{name}@{BEST} stays at version {number} (run {row.run_id}, {facts})"
+        yield f"models:/{name}@{BEST} stays at version {number} (run {row.run_id}, {facts})"
+        return
     store.models.move_alias(name, BEST, number)
     came = f" from version {before}" if before else ""
-    return f"models:/{name}@{BEST} moved{came} to version {number} (run {row.run_id}, {facts})"
+    yield f"models:/{name}@{BEST} moved{came} to version {number} (run {row.run_id}, {facts})"

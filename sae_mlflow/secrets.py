@@ -18,8 +18,9 @@ HIDDEN = "***"
 _WORDS = "password|passwd|pwd|token|secret|api_?key|access_?key|credential|signature"
 _END = r"\s'\"<>`"  # of an address within a text
 _USER_INFO = re.compile(
-    # a path takes one of the slashes away
-    rf"(?P<slashes>:/{{1,2}})(?P<user>[^:/?#@{_END}]{{0,400}})"
+    # a path takes one of the slashes away, and MLflow's own addresses have but one, and no user
+    rf"(?P<slashes>:/{{1,2}}(?<!models:/)(?<!runs:/)(?<!artifacts:/))"
+    rf"(?P<user>[^:/?#@{_END}]{{0,400}})"
     # a port is no password, though an @ may come after it
     rf"(?:(?P<colon>:)(?!\d{{1,5}}(?:/|\Z))(?P<password>[^{_END}]{{0,400}}))?@"
 )

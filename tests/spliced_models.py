@@ -38,6 +38,32 @@ def tiny_lm(architecture: str) -> LanguageModel:
     return LanguageModel(model, architecture)
 
 
+def gemma3n(vocabulary: int = VOCABULARY) -> LanguageModel:
+    """Random, of four blocks, each of which puts out two streams: `[2, batch, context, 16]`."""
+    from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
+
+    torch.manual_seed(0)
+    config = Gemma3nTextConfig(
+        vocab_size=vocabulary,
+        vocab_size_per_layer_input=vocabulary,
+        hidden_size=D_MODEL,
+        hidden_size_per_layer_input=4,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_kv_shared_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        laurel_rank=4,
+        activation_sparsity_pattern=[0.0] * 4,
+        altup_num_inputs=2,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        sliding_window=4,
+        max_position_embeddings=64,
+    )
+    return LanguageModel(Gemma3nForCausalLM(config), "gemma3n")
+
+
 def windows(n: int = 6, seed: int = 0) -> Windows:
     """Random tokens, with a special one in the middle of some windows."""
     ids = np.random.default_rng(seed).integers(1, VOCABULARY, (n, CONTEXT), dtype=np.int32)

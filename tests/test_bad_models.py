@@ -5,6 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cached_acts import filled
+from faults.tiny import word_tokenizer
+from spliced_models import gemma3n
 
 from sae_mlflow.config import ModelSettings
 from sae_mlflow.errors import UserError
@@ -90,4 +93,17 @@ def test_a_link_to_weights_that_are_not_there_is_named(model):
     assert str(error.value) == (
         f"{file} can't be read: it is a link to ../../blobs/0123, which isn't there. Copy the "
         "model with what its links lead to (cp -rL), or fetch it again."
+    )
+
+
+def test_a_block_that_puts_out_several_streams_is_refused(tiny_settings, tmp_path):
+    """Whose width is taken from the config, without a look at the model."""
+    gemma3n(vocabulary=202).model.save_pretrained(tmp_path / "gemma3n")
+    word_tokenizer().save_pretrained(tmp_path / "gemma3n")
+    settings = tiny_settings(f"model.name={tmp_path / 'gemma3n'}", "model.layers=[1]")
+    with pytest.raises(UserError) as error:
+        filled(settings)
+    assert str(error.value) == (
+        f"model.layers: layers.1 of {settings.model.name} doesn't put out one activation a token. "
+        "Choose another module, for example layers.1.mlp."
     )

@@ -177,3 +177,15 @@ def test_a_wrong_set_is_refused(text):
 def test_an_override_that_is_wrong_is_said_to_come_from_set(folder):
     with pytest.raises(UserError, match=r"^--set: sae.k = 'x', but"):
         load_settings("sae_quick", parse_set("sae.k=x"))
+
+
+@pytest.mark.parametrize("layers", ["15,layers.9.mlp,10,9", "9,layers.9.mlp,10,15"])
+def test_a_crosscoder_is_the_same_however_its_layers_are_listed(layers):
+    """Its run, label and registered model are; so are the columns of its weights."""
+    wanted = {"model.layers": layers, "sae.architecture": "crosscoder"}
+    settings = load_settings("sae_crosscoder.yaml", wanted)
+    assert settings.model.layers == (9, "layers.9.mlp", 10, 15)
+    (site,) = sites(settings)
+    assert site.label == "layer9-9_mlp-10-15"
+    assert site.reads == ("layers.9", "layers.9.mlp", "layers.10", "layers.15")
+    assert load_settings("sae_topk.yaml", {"model.layers": "15,10"}).model.layers == (15, 10)

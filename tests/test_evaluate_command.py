@@ -150,6 +150,27 @@ def test_what_cannot_be_evaluated_is_said_in_a_sentence(command, store, runs):
         run.finish("FAILED")
 
 
+@pytest.mark.parametrize(
+    ("file", "keep", "reason"),
+    [
+        ("sae_weights.safetensors", 50, "is not a whole safetensors file"),
+        ("cfg.json", 1, "is not valid JSON"),
+    ],
+)
+def test_one_damaged_sae_costs_the_others_nothing(file, keep, reason, command, store, runs):
+    bad = runs["layer1"].run_id
+    damaged = next(Path().rglob(f"{bad}/artifacts/sae/{file}"))
+    before = damaged.read_bytes()
+    damaged.write_bytes(before[:keep])
+    status, printed, error = command("--experiment", "tiny", "--tokens", 64)
+    damaged.write_bytes(before)
+    assert status == 2 and printed.count("recovered") == 2
+    assert f"runs:/{bad}/sae/{file} {reason}" in error
+    assert error.count("\n") == 1 and not [
+        row for row in runs.values() if row.run_id != bad and row.run_id in error
+    ]
+
+
 def test_text_that_is_gone_or_another_is_refused(command, home, runs):
     run_id = runs["layer1"].run_id
     text = home / "text.txt"

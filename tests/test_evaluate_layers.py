@@ -1,9 +1,12 @@
-"""The evaluation at a training's end, whose store goes away meanwhile."""
+"""The evaluation at a training's end: one SAE is bad, or the store goes away meanwhile."""
 
+import math
 import sqlite3
 
 import pytest
 from cached_acts import planned
+from safetensors.torch import load_file, save_file
+from saved_saes import change_config
 
 from sae_mlflow.activations.layer import open_activations
 from sae_mlflow.evaluation.layers import evaluate_layers
@@ -12,6 +15,7 @@ from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.refusals import is_away
+from sae_mlflow.tracking.store import Store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,3 +57,29 @@ def test_a_layer_counts_as_evaluated_once_its_run_has_the_figures(tiny_settings,
         (rows[0].evaluation["ce_loss_recovered"],)
     ]
     other.close()
+
+
+def test_an_sae_that_cannot_be_evaluated_costs_the_other_layers_nothing(tiny_settings, tmp_path):
+    """One has a weight that is no number; to another every token of the text is a giant."""
+    settings = tiny_settings(
+        "model.layers=[0,1,2]",
+        "evaluate.after_training=false",
+        "evaluate.tokens=64",
+        "plots.after_training=false",
+    )
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    rows = run_training(settings, Display(), tracking_uri=uri).rows
+    plan, lm = planned(settings), load_language_model(settings.model)
+    store, all_acts = Store(uri), open_activations(plan, lm.device)
+    broken = store.download(f"runs:/{rows[0].run_id}/sae", tmp_path)
+    weights = load_file(broken / "sae_weights.safetensors")
+    weights["W_enc"][0, 0] = math.nan
+    save_file(weights, broken / "sae_weights.safetensors")
+    change_config(broken)
+    store.reopen(rows[0].run_id).log_folder(broken, "sae")
+    all_acts[1].caps["layers.1"] = -1.0
+    nan, giants = evaluate_layers(store, settings, lm, plan.windows, rows, all_acts)
+    assert nan.startswith(f"layer0: runs:/{rows[0].run_id}/sae: weights that aren't numbers")
+    assert giants.startswith("layer1: ") and "have giant norms" in giants
+    assert [bool(row.evaluation) for row in rows] == [False, False, True]
+    assert "ce_loss_recovered" in store.run(rows[2].run_id).metrics

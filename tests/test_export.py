@@ -22,8 +22,10 @@ from saved_saes import (
 from sae_mlflow import load_sae
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
-from sae_mlflow.formats.sae_files import FORMATS, export_sae, read_stored, save_pt
+from sae_mlflow.formats.sae_files import FORMATS, export_sae, read_stored, save_pt, save_sae
 from sae_mlflow.lm.sites import sites
+from sae_mlflow.sae import Sizes
+from sae_mlflow.sae.topk import TopKSAE
 
 
 @pytest.fixture
@@ -66,6 +68,38 @@ def test_the_files_are_in_saelens_layout(folder):
     values, indices = pre_acts.topk(5)
     latents = torch.zeros_like(pre_acts).scatter(1, indices, values.relu())
     assert_same_latents(load_sae(folder).encode(acts), latents)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "layer", "hook"),
+    [
+        ("llama", "layers.1.mlp", "blocks.1.hook_mlp_out"),
+        ("gemma2", "layers.1.mlp", "layers.1.mlp"),
+        ("gemma3_text", "layers.1.self_attn", "layers.1.self_attn"),
+        ("gemma2", "layers.1.post_feedforward_layernorm", "blocks.1.hook_mlp_out"),
+        ("olmo2", "layers.1.post_attention_layernorm", "blocks.1.hook_attn_out"),
+        ("olmo2", "layers.1.mlp", "layers.1.mlp"),
+        ("gone", "layers.1.mlp", "layers.1.mlp"),
+    ],
+)
+def test_saelens_is_told_of_the_hook_that_has_the_same_activations(
+    model_type, layer, hook, folder, tmp_path
+):
+    """What a Gemma or OLMo puts out of attention and MLP, SAELens hooks behind a norm."""
+    from transformers import AutoConfig
+
+    lm = tmp_path / "lm"
+    if model_type != "gone":
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+        config = AutoConfig.for_model(model_type, vocab_size=50, **sizes, **heads)
+        config.save_pretrained(lm)
+    sae, settings = TopKSAE(Sizes(16, 32), k=2), Settings()
+    changed = settings.model.model_copy(update={"name": str(lm), "layers": (layer,)})
+    settings = settings.model_copy(update={"model": changed})
+    scale = torch.ones(16).double()
+    save_sae(sae, folder, Acts(sites(settings)[0], scale, scale), settings)
+    assert json.loads((folder / "cfg.json").read_text())["metadata"]["hook_name"] == hook
 
 
 EXPRESSIBLE = {

@@ -1,19 +1,24 @@
 """`latents.html`: which latents it shows, their examples, and that no text can harm it."""
 
+import math
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 from faults.tiny import word_tokenizer
-from spliced_models import D_MODEL, tiny_lm
+from spliced_models import ANY_NORM, D_MODEL, random_sae, tiny_lm, windows
 
 from sae_mlflow.errors import UserError
-from sae_mlflow.evaluation.cards import TokenText
+from sae_mlflow.evaluation.cards import TokenText, latent_cards
+from sae_mlflow.evaluation.evaluate import StandIn, evaluate
 from sae_mlflow.evaluation.firings import Chosen, Firings, choose_latents
 from sae_mlflow.evaluation.logit_lens import nearest_tokens
 from sae_mlflow.evaluation.page import Card, ShownExample, latent_page
 from sae_mlflow.evaluation.splice import Splicer
+from sae_mlflow.lm.sites import Site
+from sae_mlflow.sae import Sizes
+from sae_mlflow.sae.crosscoder import CrosscoderSAE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HOSTILE = '</div><script>alert("1")</script>\N{RIGHT-TO-LEFT OVERRIDE}&amp;\x00'
@@ -73,6 +78,14 @@ def test_a_card_says_rate_density_vocabulary_and_shades_what_fires():
     assert "fires on 1.000% of tokens (log10 density -2.00)" in text
     assert "<code> x</code>" in text
     assert 'a<b class="s8 p" title=4> b</b><b class=s2 title=1> c</b>' in text
+
+
+def test_an_infinite_activation_has_the_darkest_shade_and_the_others_their_own():
+    text = page([card(("a", "b", "c"), (math.inf, 4.0, 1.0))])
+    assert '<b class="s8 p" title=inf>a</b><b class=s8 title=4>b</b><b class=s2 title=1>c</b>' in (
+        text
+    )
+    assert '<b class="s8 p" title=inf>a</b>' in page([card(("a",), (math.inf,))])
 
 
 def test_a_latent_that_never_fired_is_said_to():
@@ -155,6 +168,59 @@ def test_the_logit_lens_is_the_unembedding_of_the_normed_direction(architecture)
 
 def test_a_direction_of_another_width_has_no_vocabulary_items():
     assert nearest_tokens(Splicer(tiny_lm("llama")), torch.ones(2, 7), 3) == [[], []]
+
+
+def shown_nearest(sae, *writes):
+    """Token ids that the page shows as an SAE's first latents' vocabulary items."""
+    splicer, text = Splicer(tiny_lm("llama")), windows()
+    site = Site("any", "any", writes, writes)
+    stand_in = StandIn(site, sae, dict.fromkeys(writes, ANY_NORM))
+    (found,) = evaluate(splicer, text, [stand_in], tokens=24, keep_firings=True)
+    cards = latent_cards(
+        splicer, word_tokenizer(), text.held_out, stand_in, found, n_latents=0, named=(0, 1)
+    )
+    return [card.nearest for card in cards]
+
+
+def crosscoder(*widths):
+    sae = CrosscoderSAE(Sizes(sum(widths), 20, widths=widths))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return sae.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("writes", "widths", "deepest"),
+    [
+        (("layers.1", "layers.3"), (16, 16), slice(16, 32)),
+        (("layers.3", "layers.1"), (16, 16), slice(0, 16)),
+        (("layers.2.mlp.up_proj", "layers.3"), (32, 16), slice(32, 48)),
+        (("layers.1", "layers.2.mlp.up_proj"), (16, 32), slice(0, 16)),
+        (("layers.2", "layers.2.mlp"), (16, 16), slice(0, 16)),
+    ],
+    ids=str,
+)
+def test_of_a_crosscoder_the_part_that_writes_to_the_deepest_layer_is_read(writes, widths, deepest):
+    sae, text = crosscoder(*widths), TokenText(word_tokenizer())
+    nearest = nearest_tokens(Splicer(tiny_lm("llama")), sae.W_dec[:2, deepest], 10)
+    assert shown_nearest(sae, *writes) == [[text(token) for token in tokens] for tokens in nearest]
+
+
+@pytest.mark.parametrize(
+    ("hookpoint", "n"),
+    [
+        ("layers.1", 10),
+        ("layers.1.mlp", 10),
+        ("layers.1.self_attn", 10),
+        ("layers.1.input_layernorm", 10),
+        ("norm", 10),
+        ("layers.1.self_attn.q_proj", 0),  # as wide as the residual stream by chance
+    ],
+)
+def test_only_directions_in_the_residual_stream_have_vocabulary_items(hookpoint, n):
+    assert [len(items) for items in shown_nearest(random_sae(D_MODEL), hookpoint)] == [n, n]
 
 
 def test_a_token_keeps_the_space_that_it_begins_with():

@@ -36,6 +36,24 @@ def test_the_registered_name_is_model_and_layer(model, expected):
     assert naming.registered_name(model, "layer10") == expected
 
 
+@pytest.mark.parametrize(
+    ("label", "setting", "expected"),
+    [
+        ("gpt2", "gpt2", "gpt2-layer10"),
+        (
+            "meta-llama/Llama-2-7b-hf",
+            "meta-llama/Llama-2-7b-hf",
+            "meta-llama--Llama-2-7b-hf-layer10",
+        ),
+        ("gpt2", "/a/gpt2", "gpt2-49edbaa8-layer10"),  # sha256 of "/a/gpt2"
+        ("gpt2", "/a/gpt2/", "gpt2-49edbaa8-layer10"),
+        ("my model", "/b/my model", "my-model-3c36aebc-layer10"),
+    ],
+)
+def test_a_local_folder_is_registered_with_a_hash_of_its_path(label, setting, expected):
+    assert naming.registered_name(label, "layer10", setting) == expected
+
+
 def test_models_that_look_alike_are_registered_under_different_names():
     alike = [
         "org/model",
@@ -135,3 +153,28 @@ def test_layers_are_ordered_by_number():
 )
 def test_saelens_gets_the_name_that_it_uses(layer, hook):
     assert naming.sae_lens_hook(layer) == hook
+
+
+GEMMA = {"post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"}
+OLMO = {"post_attention_layernorm", "post_feedforward_layernorm"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "llama", "gemma", "olmo"),
+    [
+        (4, "hook_resid_post", "hook_resid_post", "hook_resid_post"),
+        ("layers.4:input", "hook_resid_pre", "hook_resid_pre", "hook_resid_pre"),
+        ("layers.4.mlp", "hook_mlp_out", None, None),
+        ("layers.4.self_attn", "hook_attn_out", None, None),
+        ("layers.4.post_attention_layernorm", None, "hook_attn_out", "hook_attn_out"),
+        ("layers.4.post_feedforward_layernorm", None, "hook_mlp_out", "hook_mlp_out"),
+        ("layers.4.mlp:input", "ln2.hook_normalized", "ln2.hook_normalized", None),
+        ("layers.4.self_attn:input", "ln1.hook_normalized", "ln1.hook_normalized", None),
+    ],
+)
+def test_saelens_hooks_are_behind_a_blocks_last_norms(layer, llama, gemma, olmo):
+    """As `transformer_lens/components/transformer_block.py` has them."""
+    blocks = ((llama, {"post_attention_layernorm"}), (gemma, GEMMA), (olmo, OLMO))
+    for hook, modules in blocks:
+        expected = f"blocks.4.{hook}" if hook else naming.hookpoint(layer)
+        assert naming.sae_lens_hook(layer, modules) == expected

@@ -67,9 +67,10 @@ def experiment(store, request):
 def trained(store, experiment, model, sae_folder):
     """`trained(layer, fvu, l0)`: a finished layer run with an SAE; returns its id."""
 
-    def train(layer="layer10", fvu=0.3, l0=32.0, status="FINISHED"):
+    def train(layer="layer10", fvu=0.3, l0=32.0, status="FINISHED", setting=model):
         tags = {"sae.role": "layer", "sae.model": model, "sae.layer": layer}
         run = store.open_run(store.experiment_id(experiment), "r", tags)
+        run.log_params({"model.name": setting})
         run.log_metrics(1, {"val_fvu": 0.9, "val_l0_norm": 1.0})
         run.log_metrics(2, {"val_fvu": fvu, "val_l0_norm": l0})
         run.log_folder(sae_folder[0], "sae")
@@ -110,6 +111,9 @@ def test_the_model_gives_latents_through_mlflow_and_an_sae_through_load_sae(
     served = mlflow.pyfunc.load_model(uri)
     for given in (acts.numpy(), acts.double().numpy(), acts):
         assert torch.equal(torch.from_numpy(served.predict(given)), latents)
+    assert torch.equal(torch.from_numpy(served.predict(acts.clone().requires_grad_())), latents)
+    rounded = load_sae(folder).encode(acts.bfloat16().float())
+    assert torch.equal(torch.from_numpy(served.predict(acts.bfloat16())), rounded)
     assert served.predict(acts.view(1, *acts.shape).numpy()).shape == (1, *latents.shape)
     with pytest.raises(ValueError, match=r"acts are \[37, 9\], but this SAE reads \[..., 10\]"):
         served.predict(acts[:, :9].numpy())
@@ -187,12 +191,71 @@ def test_promote_goes_by_model_and_layer_or_one_of_them(store, trained, experime
         list(promote(store, experiment, 40, layer="layer11"))
 
 
+def test_two_folders_of_one_name_are_two_models(store, trained, experiment, model):
+    """Their val_fvu aren't held against each other, and one of them can be asked for."""
+    folders = {path: trained(setting=path) for path in ("/a/checkpoint-9", "/b/checkpoint-9")}
+    names = {path: registered_name(model, "layer10", path) for path in folders}
+    moved = {
+        path: f"models:/{names[path]}@best moved to version 1 (run {run}, val_fvu 0.3 at L0 32)"
+        for path, run in folders.items()
+    }
+    assert names["/a/checkpoint-9"] != names["/b/checkpoint-9"]
+    (line,) = promote(store, experiment, 40, model="/b/checkpoint-9")
+    assert line == moved["/b/checkpoint-9"]
+    stays = moved["/b/checkpoint-9"].replace("moved to", "stays at")
+    assert sorted(promote(store, experiment, 40)) == sorted([moved["/a/checkpoint-9"], stays])
+
+
 def test_promote_without_a_run_within_the_l0_names_the_lowest(store, trained, experiment):
     trained(l0=64)
     low = trained(l0=48.5)
     expected = rf"has val_l0_norm <= 32; the lowest there is 48.5 \(run {low}\). Raise --max-l0"
     with pytest.raises(UserError, match=expected):
         list(promote(store, experiment, max_l0=32))
+
+
+def test_a_run_whose_val_fvu_is_no_number_is_not_the_best_and_the_reason_is_told(
+    store, trained, experiment
+):
+    """Of an infinity a store makes the largest float."""
+    nan, infinite = trained(fvu=math.nan, l0=31), trained(fvu=math.inf, l0=32)
+    with pytest.raises(UserError) as error:
+        list(promote(store, experiment, max_l0=40))
+    assert str(error.value) == (
+        f"'{experiment}': no run with val_l0_norm <= 40 has a val_fvu that is a number (not "
+        f"{infinite}, {nan}). Train again."
+    )
+    trained("layer11")
+    first, second = promote(store, experiment, max_l0=40)
+    assert f"has a val_fvu that is a number (not {infinite}, {nan})" in first
+    assert "layer11@best moved to version 1" in second
+
+
+def test_a_run_without_an_l0_is_within_none(store, experiment, trained, model):
+    tags = {"sae.role": "layer", "sae.model": model, "sae.layer": "layer10"}
+    run = store.open_run(store.experiment_id(experiment), "r", tags)
+    run.log_metrics(1, {"val_fvu": 0.1})
+    run.finish("FINISHED")
+    with pytest.raises(UserError, match="none has a val_l0_norm that is a number. Raise --max-l0"):
+        list(promote(store, experiment, max_l0=math.inf))
+    good = trained()
+    assert f"(run {good}," in next(promote(store, experiment, max_l0=math.inf))
+
+
+def test_a_best_run_that_cannot_be_registered_costs_the_other_layers_nothing(
+    store, trained, experiment, model
+):
+    bad = trained("layer9")
+    artifacts = mlflow.MlflowClient(store.uri).get_run(bad).info.artifact_uri
+    shutil.rmtree(Path(artifacts.removeprefix("file://")) / "sae")
+    trained("layer10"), trained("layer11")
+    with pytest.raises(UserError) as error:
+        list(promote(store, experiment, max_l0=40))
+    assert str(error.value).startswith(
+        f"{registered_name(model, 'layer9')}: runs:/{bad}/sae can't be read"
+    )
+    for layer in ("layer10", "layer11"):
+        assert store.models.aliased_version(registered_name(model, layer), "best") == "1"
 
 
 def test_a_training_registers_its_layers_where_it_is_asked_to(
@@ -214,7 +277,7 @@ def test_a_training_registers_its_layers_where_it_is_asked_to(
     training = run_training(settings, Display(), tracking_uri=made_store.uri)
     for row in training.rows:
         own = load_sae(f"runs:/{row.run_id}/sae", tracking_uri=made_store.uri)
-        uri = f"models:/tiny-llama-{row.layer}/1"
+        uri = f"models:/{registered_name('tiny-llama', row.layer, str(tiny_model))}/1"
         registered = load_sae(uri, tracking_uri=made_store.uri)
         assert torch.equal(registered.W_enc, own.W_enc)
         assert register_run(made_store, row.run_id) == (uri, False)
@@ -308,6 +371,7 @@ def test_an_sae_whose_weights_are_no_numbers_is_not_exported(
         ("register --run PARENT", "holds no SAE. Give a layer's run"),
         ("promote --experiment gone --max-l0 32", "No experiment 'gone'"),
         ("promote --experiment EXPERIMENT --max-l0 1", "the lowest there is 32"),
+        ("promote --experiment EXPERIMENT --max-l0 nan", "--max-l0 nan is no L0. Give a number"),
     ],
 )
 def test_what_a_user_gets_wrong_is_one_line(

@@ -34,6 +34,7 @@ AWKWARD = "p@ss/w0rd'\"&%é"  # what an address, JSON and HTML each write in ano
         ("http://a:b@c/d and http://e:f@g", "http://a:***@c/d and http://e:***@g"),
         ("https://ghtoken@github.com/me/x.git", "https://***@github.com/me/x.git"),
         ("https://0123456789abcdef0123:@host", "https://***:***@host"),
+        ("models://0123456789abcdef0123@host", "models://***@host"),
         (
             "mysql://host/db?user=me&password=abc&ssl=1",
             "mysql://host/db?user=me&password=***&ssl=1",
@@ -61,6 +62,9 @@ def test_a_secret_is_known_by_its_form(text, shown):
         "http://127.0.0.1:5000/#/experiments/1/runs/2?workflowType=machine_learning",
         "ssh://git@github.com/me/x.git",
         "models:/gpt2-layer10@best moved to version 2",
+        "models:/smollm2-135m-layer10@best moved to version 2",
+        "models:/meta-llama--Llama-2-7b-hf-layer10@best",
+        "models:/HuggingFaceTB--SmolLM2-135M-Instruct-layer10_mlp@best",
         "text.tokens = 4096; token 17 of 50; the password is asked for",
         "meta-llama-Llama-2-7b-hf_layer10_training_history_of_all_layers_and_more.png",
         "mail me@host.org, or see https://host/a?b=1#c and layers.10.mlp:input",

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from spliced_models import CONTEXT, D_MODEL, VOCABULARY, tiny_lm
+from spliced_models import CONTEXT, D_MODEL, VOCABULARY, gemma3n, tiny_lm
 
 from sae_mlflow.evaluation.splice import Splicer, norm_caps, spliced_rows
 
@@ -149,6 +149,16 @@ def test_a_model_whose_blocks_look_further_back_runs_whole():
     assert Splicer(lm).resume_block(["layers.2"]) is None
 
 
+def test_a_model_whose_blocks_put_out_several_streams_runs_whole():
+    lm, rows = gemma3n(), rows_of_every_third()
+    writes = random_writes(["layers.2.mlp"], rows)
+    splicer = Splicer(lm)
+    assert splicer.resume_block(writes) is None
+    expected = hooked_logits(lm, writes, rows)
+    assert torch.equal(splicer.logits(IDS, writes, rows), expected)
+    assert not torch.allclose(expected, hooked_logits(lm, {}, rows))
+
+
 def test_giant_norms_special_tokens_and_norms_that_are_no_number_pass_through():
     acts = {"a": torch.tensor([[3.0, 4.0], [30.0, 40.0], [3.0, 4.0], [float("nan"), 0.0]])}
     kept = torch.tensor([True, True, False, True])
@@ -166,3 +176,11 @@ def test_the_cap_is_a_multiple_of_the_median_norm_of_the_kept_tokens():
     norms = lm.activations(IDS, ["layers.1"])["layers.1"][kept].norm(dim=1)
     caps = norm_caps(lm, batches, ["layers.1"], max_norm_ratio=3.0)
     assert caps == {"layers.1": pytest.approx(3 * norms.median().item())}
+
+
+def test_without_a_token_nothing_is_within_the_cap():
+    lm = tiny_lm("llama")
+    nothing = [(IDS, torch.zeros(IDS.numel(), dtype=torch.bool))]
+    for batches in ([], nothing):
+        (cap,) = norm_caps(lm, batches, ["layers.1"], max_norm_ratio=3.0).values()
+        assert cap < 0

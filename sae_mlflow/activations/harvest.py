@@ -14,7 +14,7 @@ from sae_mlflow.activations.plan import ActivationPlan, all_windows, starts_of
 from sae_mlflow.disk import free_bytes, in_units, is_full
 from sae_mlflow.errors import UserError, reason_of
 from sae_mlflow.folders import CACHE_VARIABLE, make_folder
-from sae_mlflow.lm.hookpoints import LanguageModel
+from sae_mlflow.lm.hookpoints import LanguageModel, check_one_a_token
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ def fill_activations(plan: ActivationPlan, lm: LanguageModel) -> Iterator[int]:
     Another process that fills the same entry is waited for, and what it wrote is used.
 
     Raises:
-        UserError: the disk is full, or the entry may not be written.
+        UserError: the disk is full, or the entry may not be written; a hookpoint hasn't one
+            activation a token.
     """
     lock = cache.lock_of(plan.key)
     try:
@@ -58,7 +59,10 @@ def _fill(plan: ActivationPlan, lm: LanguageModel) -> Iterator[int]:
     for begin in range(first, len(windows), batch_windows):
         batch = windows[begin : begin + batch_windows]
         wanted = [store for store in stores if starts[store.hookpoint] <= begin]
-        acts = lm.activations(torch.from_numpy(batch).long(), [s.hookpoint for s in wanted])
+        hookpoints = [store.hookpoint for store in wanted]
+        acts = lm.activations(torch.from_numpy(batch).long(), hookpoints)
+        # a block's width was taken from the model's config
+        check_one_a_token(lm.name, hookpoints, acts, batch.size)
         kept = torch.from_numpy(plan.windows.kept(batch).reshape(-1)).to(lm.device)
         for store in wanted:
             rows = acts[store.hookpoint][kept]

@@ -17,7 +17,11 @@ def evaluate_command(
         str | None, typer.Option(help="Evaluate all finished runs of this MLflow experiment.")
     ] = None,
     tokens: Annotated[
-        int, typer.Option(min=1, help="Held-out tokens that the LM reads, at most.")
+        int,
+        typer.Option(
+            min=1,
+            help="Held-out tokens that the LM reads, rounded down to whole windows, one at least.",
+        ),
     ] = 8192,
     latents: Annotated[
         int,

@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from sae_mlflow import naming
 from sae_mlflow.evaluation.evaluate import Evaluation, StandIn
 from sae_mlflow.evaluation.firings import Example, choose_latents
-from sae_mlflow.evaluation.logit_lens import nearest_tokens
+from sae_mlflow.evaluation.logit_lens import is_of_residual_stream, nearest_tokens
 from sae_mlflow.evaluation.page import Card, ShownExample
 from sae_mlflow.evaluation.splice import Splicer
+from sae_mlflow.sae.crosscoder import CrosscoderSAE
 
 # 200 latents with these stay under 1.5 MB where latents are sparse, and under 3 MB where each one
 # fires on every token.
@@ -79,10 +81,14 @@ class TokenText:
 
 
 def _nearest(splicer: Splicer, stand_in: StandIn, latents: Sequence[int]) -> list[list[int]]:
-    """Of a crosscoder's decoder the part that writes to its last layer."""
-    site, W_dec = stand_in.site, stand_in.sae.W_dec
-    width = W_dec.shape[1] // len(site.writes)
-    return nearest_tokens(splicer, W_dec[list(latents)][:, -width:], _NEAREST)
+    """Of a decoder the part that writes to the residual stream, of a crosscoder's the deepest."""
+    writes, sae = stand_in.site.writes, stand_in.sae
+    widths = sae.widths if isinstance(sae, CrosscoderSAE) else [sae.d_out]
+    parts = dict(zip(writes, sae.W_dec[list(latents)].split(widths, dim=1), strict=True))
+    readable = [hookpoint for hookpoint in writes if is_of_residual_stream(hookpoint)]
+    if not readable:
+        return [[] for _ in latents]
+    return nearest_tokens(splicer, parts[max(readable, key=naming.depth)], _NEAREST)
 
 
 def _shown(example: Example, text: TokenText) -> ShownExample:

@@ -1,20 +1,20 @@
 """The evaluation at a training's end: of all layers together, logged to their runs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
-from sae_mlflow.evaluation.evaluate import Evaluation, StandIn, evaluate
+from sae_mlflow.errors import UserError
+from sae_mlflow.evaluation.evaluate import Evaluation
 from sae_mlflow.evaluation.files import write_density
 from sae_mlflow.evaluation.splice import Splicer
-from sae_mlflow.formats.sae_files import load_sae
+from sae_mlflow.evaluation.stored_saes import StoredSite, evaluate_stored
 from sae_mlflow.lm.hookpoints import LanguageModel
-from sae_mlflow.lm.sites import Site
 from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.text.corpus import Windows
-from sae_mlflow.tracking.contents import EVALUATION_FOLDER, SAE_FOLDER
+from sae_mlflow.tracking.contents import EVALUATION_FOLDER
 from sae_mlflow.tracking.store import Store
 
 # Of SAEs that are in memory at once: the LM's clean pass is shared by so many.
@@ -28,7 +28,7 @@ def evaluate_layers(
     windows: Windows,
     rows: Sequence[Row],
     all_acts: Sequence[LayerActivations],
-) -> None:
+) -> list[str]:
     """Log what the LM loses to each layer's SAE, as it stands in the store; fills in the rows.
 
     A row is filled in once its run has the figures, so that work cut off may be begun again.
@@ -36,31 +36,25 @@ def evaluate_layers(
     Args:
         all_acts: what each row's SAE was trained on.
 
+    Returns:
+        Why layers weren't evaluated, a line each: their SAEs can't be opened, or nothing in the
+        held-out text is for them.
+
     Raises:
-        UserError: the held-out text has nothing to evaluate on.
+        OutOfReach: the store doesn't answer.
     """
     splicer = Splicer(lm)
+    refused: list[str] = []
     for group in _groups(list(zip(rows, all_acts, strict=True))):
-        stand_ins = [
-            stored_stand_in(store, row.run_id, lm, acts.site, acts.caps) for row, acts in group
-        ]
-        found = evaluate(splicer, windows, stand_ins, tokens=settings.evaluate.tokens)
-        for (row, _), evaluation in zip(group, found, strict=True):
-            _log(store, settings, row, evaluation)
-            row.evaluation.update(evaluation.metrics)
-
-
-def stored_stand_in(
-    store: Store, run_id: str, lm: LanguageModel, site: Site, caps: Mapping[str, float]
-) -> StandIn:
-    """A run's SAE, as it stands in the store, on the LM's device.
-
-    Args:
-        caps: the largest norm at each hookpoint; those of other sites are left out.
-    """
-    source = f"runs:/{run_id}/{SAE_FOLDER}"
-    sae = load_sae(source, device=str(lm.device), tracking_uri=store.uri)
-    return StandIn(site, sae, {hookpoint: caps[hookpoint] for hookpoint in site.hookpoints})
+        sites = [StoredSite(row.run_id, acts.site, acts.caps) for row, acts in group]
+        found = evaluate_stored(store, splicer, windows, sites, tokens=settings.evaluate.tokens)
+        for (row, _), result in zip(group, found, strict=True):
+            if isinstance(result, UserError):
+                refused.append(f"{row.layer}: {result}")
+                continue
+            _log(store, settings, row, result.evaluation)
+            row.evaluation.update(result.evaluation.metrics)
+    return refused
 
 
 def _groups(

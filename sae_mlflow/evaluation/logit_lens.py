@@ -7,9 +7,20 @@ comes out of the last block, through the LM's own final norm and head.
 import torch
 from torch import Tensor
 
+from sae_mlflow import naming
 from sae_mlflow.evaluation.splice import Splicer, block_output
 
 _AT_ONCE = 64
+
+
+def is_of_residual_stream(hookpoint: str) -> bool:
+    """Whether a direction there is one of the residual stream, where it is as wide.
+
+    So are what a block, its own attention, MLP and norms, and modules outside the blocks put out.
+    What lies within those (`layers.10.self_attn.q_proj`) may be as wide by chance.
+    """
+    inside = naming.block_number(hookpoint) is not None
+    return hookpoint.count(".") <= (2 if inside else 0)
 
 
 @torch.inference_mode()

@@ -140,7 +140,8 @@ def _card(card: Card) -> Iterator[str]:
     if card.nearest:
         items = "".join(f"<code>{_token(item)}</code>" for item in card.nearest)
         yield f"<p>Decoder's nearest vocabulary items: {items}</p>\n"
-    largest = max((max(e.activations) for e in card.examples), default=0.0)
+    finite = (a for e in card.examples for a in e.activations if math.isfinite(a))
+    largest = max(finite, default=0.0)
     for example in card.examples:
         text = "".join(_shaded(example, largest))
         strength = _number(example.activations[example.peak])
@@ -153,7 +154,8 @@ def _card(card: Card) -> Iterator[str]:
 def _shaded(example: ShownExample, largest: float) -> Iterator[str]:
     for i, (token, strength) in enumerate(zip(example.tokens, example.activations, strict=True)):
         if strength > 0:
-            shade = max(1, math.ceil(_SHADES * strength / largest))
+            is_largest = strength >= largest  # as an infinite one is
+            shade = _SHADES if is_largest else max(1, math.ceil(_SHADES * strength / largest))
             classes = f'"s{shade} p"' if i == example.peak else f"s{shade}"
             yield f"<b class={classes} title={_number(strength)}>{_token(token)}</b>"
         else:

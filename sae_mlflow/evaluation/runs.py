@@ -4,7 +4,7 @@ The text is read again as the training's settings say, and refused where it isn'
 what is held out is known of that text alone.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,30 +14,24 @@ from typing import Any
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.cards import latent_cards
-from sae_mlflow.evaluation.evaluate import Evaluation, evaluate, held_out, site_caps
+from sae_mlflow.evaluation.evaluate import Evaluation, held_out, site_caps
 from sae_mlflow.evaluation.files import LATENT_PAGE, write_density, write_latent_page
 from sae_mlflow.evaluation.firings import check_named
-from sae_mlflow.evaluation.layers import stored_stand_in
 from sae_mlflow.evaluation.page import Card
 from sae_mlflow.evaluation.splice import Splicer
-from sae_mlflow.evaluation.stored_settings import stored_settings
-from sae_mlflow.formats.sae_files import CONFIG_FILE as SAE_CONFIG_FILE
-from sae_mlflow.formats.stored_sae import hookpoints, whole_number
-from sae_mlflow.formats.weight_files import read_json
+from sae_mlflow.evaluation.stored_saes import Evaluated, StoredSite, evaluate_stored
+from sae_mlflow.evaluation.trained import Trained, read_trained
 from sae_mlflow.lm.hookpoints import LanguageModel
 from sae_mlflow.lm.loading import load_language_model, load_tokenizer
-from sae_mlflow.lm.sites import Site
 from sae_mlflow.plots.choice import finished_rows
 from sae_mlflow.plots.frames import describe
 from sae_mlflow.text.corpus import Windows, token_windows
 from sae_mlflow.tracking.contents import (
-    CONFIG_FILE,
     DIGEST_LENGTH,
     EVALUATION_FOLDER,
     FINISHED,
     ROLE_LAYER,
     ROLE_SWEEP,
-    SAE_FOLDER,
     RunRow,
 )
 from sae_mlflow.tracking.store import Store
@@ -50,7 +44,7 @@ class Request:
     """What is asked of each run."""
 
     tokens: int
-    """Held-out tokens that the LM reads."""
+    """Held-out tokens that the LM reads, as `evaluate` takes them."""
     latents: int
     """How many `latents.html` shows, beside the named ones."""
     named: tuple[int, ...] = ()
@@ -59,22 +53,14 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
-class _Trained:
-    """How one run's SAE was trained, and where it stands."""
+class _Bench:
+    """What the runs of one model and text are evaluated with."""
 
-    row: RunRow
-    settings: Settings
-    site: Site
-
-    @property
-    def model_key(self) -> str:
-        return self.settings.model.model_dump_json(exclude={"layers", "device"})
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """The same for runs that one clean pass serves."""
-        ratio = self.settings.activations.max_norm_ratio
-        return self.model_key, self.settings.text.model_dump_json(), str(ratio)
+    store: Store
+    request: Request
+    splicer: Splicer
+    tokenizer: Any
+    windows: Windows
 
 
 def rows_of_run(store: Store, run_id: str) -> list[RunRow]:
@@ -128,9 +114,12 @@ def evaluate_runs(store: Store, rows: Sequence[RunRow], request: Request) -> Ite
             group = list(of_text)
             try:
                 tokenizer = load_tokenizer(group[0].settings.model)
-                windows = _windows(store, group, tokenizer)
-                splicer = splicer or Splicer(_language_model(group[0].settings))
-                yield from _evaluate_group(store, group, request, splicer, tokenizer, windows)
+                windows = token_windows(group[0].settings.text, tokenizer)
+                group = list(_of_text(store, group, windows, refused))
+                if group:
+                    splicer = splicer or Splicer(_language_model(group[0].settings))
+                    bench = _Bench(store, request, splicer, tokenizer, windows)
+                    yield from _evaluate_group(bench, group, refused)
             except UserError as error:
                 refused.append(f"{_names(group)}: {error}")
     if refused:
@@ -139,48 +128,32 @@ def evaluate_runs(store: Store, rows: Sequence[RunRow], request: Request) -> Ite
 
 def _trained(
     store: Store, rows: Sequence[RunRow], request: Request, refused: list[str]
-) -> Iterator[_Trained]:
+) -> Iterator[Trained]:
     for row in rows:
         try:
             with TemporaryDirectory() as scratch:
-                yield _read(store, row, request, Path(scratch))
+                trained = read_trained(store, row, Path(scratch), request.trust_remote_code)
+            check_named(request.named, trained.d_sae)
+            yield trained
         except UserError as error:
             refused.append(f"Run {row.run_id} ({row.name}): {error}")
 
 
-def _read(store: Store, row: RunRow, request: Request, scratch: Path) -> _Trained:
-    if row.parent_id is None:
-        raise UserError("It has no parent run, which would hold its settings. Train it again.")
-    settings = store.download(f"runs:/{row.parent_id}/{CONFIG_FILE}", scratch)
-    file = store.download(f"runs:/{row.run_id}/{SAE_FOLDER}/{SAE_CONFIG_FILE}", scratch)
-    config = read_json(file)
-    check_named(request.named, whole_number(config, "d_sae", Path(file.name)))
-    site = _site(row, config)
-    return _Trained(row, stored_settings(settings, request.trust_remote_code), site)
-
-
-def _site(row: RunRow, config: Mapping[str, Any]) -> Site:
-    """Where an SAE stands, as its own config says."""
-    reads, writes = hookpoints(config, "in"), hookpoints(config, "out")
-    if not reads or not writes:
-        raise UserError(
-            f"Its {SAE_CONFIG_FILE} names no hookpoints_in and hookpoints_out. Train it again."
-        )
-    return Site(writes[0] if len(writes) == 1 else writes, row.layer, reads, writes)
-
-
-def _windows(store: Store, group: Sequence[_Trained], tokenizer: Any) -> Windows:
-    windows = token_windows(group[0].settings.text, tokenizer)
+def _of_text(
+    store: Store, group: Sequence[Trained], windows: Windows, refused: list[str]
+) -> Iterator[Trained]:
+    """Those of a group that were trained on a text as it is now."""
     for each in group:
         # without one, the settings of a store that others wrote could have any file here read, and
         # shown in the page that goes back to it
         digest = store.data_set_digest(each.row.parent_id or "")
-        if digest != windows.sha256[:DIGEST_LENGTH]:
-            raise UserError(
-                f"The text ({windows.source}) isn't what it was trained on: what was held out then "
-                "isn't known any more. Restore the text, or train again."
-            )
-    return windows
+        if digest == windows.sha256[:DIGEST_LENGTH]:
+            yield each
+            continue
+        refused.append(
+            f"{_names([each])}: The text ({windows.source}) isn't what it was trained on: what was "
+            "held out then isn't known any more. Restore the text, or train again."
+        )
 
 
 def _language_model(settings: Settings) -> LanguageModel:
@@ -188,38 +161,38 @@ def _language_model(settings: Settings) -> LanguageModel:
     return load_language_model(settings.model.model_copy(update={"device": "auto"}))
 
 
-def _evaluate_group(
-    store: Store,
-    group: Sequence[_Trained],
-    request: Request,
-    splicer: Splicer,
-    tokenizer: Any,
-    windows: Windows,
-) -> Iterator[str]:
-    lm = splicer.lm
+def _evaluate_group(bench: _Bench, group: Sequence[Trained], refused: list[str]) -> Iterator[str]:
+    tokens, lm, windows = bench.request.tokens, bench.splicer.lm, bench.windows
     ratio = group[0].settings.activations.max_norm_ratio
     sites = [each.site for each in group]
-    tokens = request.tokens
     caps = site_caps(lm, windows, sites, tokens=tokens, max_norm_ratio=ratio)
     for start in range(0, len(group), _SAES_AT_ONCE):
         some = group[start : start + _SAES_AT_ONCE]
-        stand_ins = [stored_stand_in(store, each.row.run_id, lm, each.site, caps) for each in some]
-        found = evaluate(splicer, windows, stand_ins, tokens=tokens, keep_firings=True)
-        for each, stand_in, evaluation in zip(some, stand_ins, found, strict=True):
-            cards = latent_cards(
-                splicer,
-                tokenizer,
-                held_out(windows, tokens),
-                stand_in,
-                evaluation,
-                n_latents=request.latents,
-                named=request.named,
-            )
-            _log(store, each, evaluation, cards)
-            yield _summary(each.row, evaluation)
+        stored = [StoredSite(each.row.run_id, each.site, caps) for each in some]
+        found = evaluate_stored(
+            bench.store, bench.splicer, windows, stored, tokens=tokens, keep_firings=True
+        )
+        for each, result in zip(some, found, strict=True):
+            if isinstance(result, UserError):
+                refused.append(f"{_names([each])}: {result}")
+                continue
+            _log(bench.store, each, result.evaluation, _cards(bench, result))
+            yield _summary(each.row, result.evaluation)
 
 
-def _log(store: Store, trained: _Trained, evaluation: Evaluation, cards: Sequence[Card]) -> None:
+def _cards(bench: _Bench, evaluated: Evaluated) -> list[Card]:
+    request = bench.request
+    return latent_cards(
+        bench.splicer,
+        bench.tokenizer,
+        held_out(bench.windows, request.tokens),
+        *evaluated,
+        n_latents=request.latents,
+        named=request.named,
+    )
+
+
+def _log(store: Store, trained: Trained, evaluation: Evaluation, cards: Sequence[Card]) -> None:
     row, run = trained.row, store.reopen(trained.row.run_id)
     # beside the last epoch's values: what was evaluated is the SAE as it was then
     run.log_metrics(trained.settings.train.epochs, evaluation.metrics)
@@ -243,5 +216,5 @@ def _summary(row: RunRow, evaluation: Evaluation) -> str:
     )
 
 
-def _names(group: Sequence[_Trained]) -> str:
+def _names(group: Sequence[Trained]) -> str:
     return ", ".join(f"run {each.row.run_id} ({each.row.name})" for each in group)

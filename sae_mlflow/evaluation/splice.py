@@ -98,7 +98,9 @@ class Splicer:
             whole = self.logits(ids)
         finally:
             handle.remove()
-        rest = seen[0][1:] if isinstance(seen[0], tuple) else ()
+        output, *rest = seen[0] if isinstance(seen[0], tuple) else (seen[0],)
+        if not isinstance(output, Tensor) or output.shape[:-1] != ids.shape:
+            return None  # of Gemma 3n several streams
         if any(value is not None for value in rest):
             return None  # what else a block hands on isn't kept
         self._wraps[block] = (lambda a: (a, *rest)) if isinstance(seen[0], tuple) else (lambda a: a)
@@ -130,11 +132,13 @@ def norm_caps(
 ) -> dict[str, float]:
     """The largest norm that isn't giant, by hookpoint: a multiple of the median over the tokens.
 
+    Below 0 where no token counts.
+
     Args:
         batches: token ids `[batch, context]`, and bool `[batch * context]` of those that count.
         max_norm_ratio: `activations.max_norm_ratio`.
     """
-    norms: dict[str, list[Tensor]] = {hookpoint: [] for hookpoint in hookpoints}
+    norms = {hookpoint: [torch.empty(0)] for hookpoint in hookpoints}
     for token_ids, kept in batches:
         acts = lm.activations(token_ids, norms)
         for hookpoint, found in norms.items():

@@ -7,7 +7,7 @@ first tensor that it is called with.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -121,6 +121,22 @@ def _first_tensor(args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
     """A module's input; among keywords `hidden_states`, which may stand behind a mask."""
     given = (*args, kwargs.get("hidden_states"), *kwargs.values())
     return next((value for value in given if isinstance(value, Tensor)), None)
+
+
+def check_one_a_token(
+    model: str, hookpoints: Iterable[str], acts: Mapping[str, Tensor], n_tokens: int
+) -> None:
+    """Raise a UserError where a hookpoint is missing in what `LanguageModel.activations` gave, or
+    has other rows than one a token."""
+    for hookpoint in hookpoints:
+        if hookpoint not in acts or acts[hookpoint].shape[0] != n_tokens:
+            verb = "take in" if naming.is_input(hookpoint) else "put out"
+            module, block = naming.module_path(hookpoint), block_of(hookpoint)
+            other = block if module != block else f"{block}.mlp"
+            raise UserError(
+                f"model.layers: {module} of {model} doesn't {verb} one activation a token. Choose "
+                f"another module, for example {other}."
+            )
 
 
 def block_of(hookpoint: str) -> str:

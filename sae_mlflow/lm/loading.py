@@ -1,7 +1,8 @@
 """The language model: checked by its config alone, then loaded, with its tokenizer."""
 
-import re
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from sae_mlflow.config import EMBEDDED_MODEL, ModelSettings, Settings
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.lm import embedded
 from sae_mlflow.lm.files import check_name, locate
-from sae_mlflow.lm.hookpoints import LanguageModel, block_of
+from sae_mlflow.lm.hookpoints import LanguageModel, check_one_a_token
 from sae_mlflow.lm.reasons import told
 from sae_mlflow.lm.remote_code import code_of, warn_of_code
 from sae_mlflow.lm.sites import sites
@@ -91,27 +92,36 @@ def hookpoint_widths(model: ModelSettings, hookpoints: Iterable[str]) -> dict[st
         UserError: a path that names no module, or one whose output (or input) is no activation.
     """
     hookpoints = tuple(hookpoints)
-    if all(re.fullmatch(r"layers\.\d+(:input)?", hookpoint) for hookpoint in hookpoints):
+    if all(map(naming.is_block, hookpoints)):
         return dict.fromkeys(hookpoints, model_shape(model).d_model)
+    with _sketch(model) as sketch:
+        acts = sketch.activations(torch.zeros(2, 3, dtype=torch.long), hookpoints)
+    check_one_a_token(model.name, hookpoints, acts, n_tokens=2 * 3)
+    return {hookpoint: acts[hookpoint].shape[1] for hookpoint in hookpoints}
+
+
+@functools.lru_cache(maxsize=8)
+def block_modules(model: ModelSettings) -> frozenset[str]:
+    """Names of the modules in the first block, without the model's weights.
+
+    Raises:
+        UserError: transformers can't use its config.
+    """
+    with _sketch(model) as sketch:
+        return frozenset(name for name, _ in sketch.module("layers.0").named_children())
+
+
+@contextmanager
+def _sketch(model: ModelSettings) -> Iterator[LanguageModel]:
+    """A model of tensors that have a shape and no numbers: 7B parameters take a second and no
+    memory."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
 
-    config = _config(model)
-    # tensors that have a shape and no numbers: 7B parameters take a second and no memory
+    config, trust = _config(model), model.trust_remote_code
     with told(model, *_BAD_CONFIG), FakeTensorMode():
-        sketch = LanguageModel(
-            AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code),
-            model.name,
-        )
-        acts = sketch.activations(torch.zeros(2, 3, dtype=torch.long), hookpoints)
-    for hookpoint in hookpoints:
-        if hookpoint not in acts or acts[hookpoint].shape[0] != 2 * 3:
-            verb = "take in" if naming.is_input(hookpoint) else "put out"
-            raise UserError(
-                f"model.layers: {naming.module_path(hookpoint)} of {model.name} doesn't {verb} one "
-                f"activation a token. Choose another module, for example {block_of(hookpoint)}."
-            )
-    return {hookpoint: acts[hookpoint].shape[1] for hookpoint in hookpoints}
+        sketch = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        yield LanguageModel(sketch, model.name)
 
 
 def _config(model: ModelSettings) -> Any:

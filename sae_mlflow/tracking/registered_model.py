@@ -31,7 +31,10 @@ class SAEModel(PythonModel):
         Raises:
             ValueError: they have another number of dimensions than the SAE reads.
         """
-        acts = torch.as_tensor(np.asarray(model_input, dtype=np.float32))
+        if isinstance(model_input, torch.Tensor):  # of any dtype, on any device
+            acts = model_input.detach().float().cpu()
+        else:
+            acts = torch.as_tensor(np.asarray(model_input, dtype=np.float32))
         d_in = self._sae.d_in
         if not acts.ndim or acts.shape[-1] != d_in:
             raise ValueError(f"acts are {list(acts.shape)}, but this SAE reads [..., {d_in}].")
