@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -125,6 +127,30 @@ def test_what_the_environment_doesnt_keep_secret_stays(variable, value, monkeypa
     if "://" in value:
         user = value.split(":")[1]
         assert without_secrets(value) == f"postgresql:{user}:***@db/mlflow"
+
+
+def test_a_variable_that_goes_away_meanwhile_is_no_trouble(monkeypatch):
+    """MLflow's telemetry sets and removes one in a thread of its own."""
+    done = threading.Event()
+
+    def come_and_go():
+        while not done.is_set():
+            os.environ["SAE_MLFLOW_NOW_AND_THEN"] = "1"
+            del os.environ["SAE_MLFLOW_NOW_AND_THEN"]
+
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    interval = sys.getswitchinterval()
+    other = threading.Thread(target=come_and_go)
+    sys.setswitchinterval(1e-6)
+    other.start()
+    try:
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            assert without_secrets(f"with {SECRET}, too") == "with ***, too"
+    finally:
+        done.set()
+        other.join()
+        sys.setswitchinterval(interval)
 
 
 @pytest.mark.parametrize("write", [str, quote, lambda s: quote(s, safe=""), json.dumps, repr])
