@@ -135,10 +135,13 @@ def parent_run(training: Training, old: RunRow | None, command: str) -> Iterator
 
 @contextmanager
 def _hint_to_resume(training: Training, parent: OpenRun, command: str) -> Iterator[None]:
-    """Where a training ends before its time, say how it goes on."""
+    """Where a training ends before its time, say how it goes on; what a user has to mend before
+    any layer was trained begins afresh."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, UserError) and not (training.begun or training.earlier):
+            raise
         run = AUTO if is_pending(parent.run_id) else parent.run_id
         training.display.say(f"To go on from here: {command} --resume {run}")
         raise
