@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sae_mlflow import architectures, load_sae
-from sae_mlflow.config import Settings
+from sae_mlflow.config import Settings, load_settings
 from sae_mlflow.formats.sae_files import save_sae
 from sae_mlflow.lm.sites import Site, sites
 from sae_mlflow.sae import Batch, build_sae
@@ -41,6 +41,12 @@ def test_it_is_built_trained_stored_and_loaded_like_the_others(settings, tmp_pat
     loaded = load_sae(tmp_path)
     assert loaded.architecture == "abstopk"
     torch.testing.assert_close(loaded(2 * x), 2 * sae(x).detach())
+
+
+def test_it_may_read_any_setting(settings, tmp_path):
+    (tmp_path / "x.yaml").write_text("seed: 1")
+    overrides = {"sae.architecture": "abstopk", "sae.k": 3, "sae.l1_coefficient": 1.0}
+    assert load_settings(str(tmp_path / "x.yaml"), overrides).sae.k == 3
 
 
 def test_the_readme_shows_this_file():

@@ -11,6 +11,7 @@ import typer
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.config import load_settings, parse_set
 from sae_mlflow.errors import UserError
+from sae_mlflow.naming import parse_layers
 from sae_mlflow.stopping import Stopped, Stopping
 from sae_mlflow.terminal import say
 from sae_mlflow.tracking.contents import FAILURE_TAG
@@ -62,16 +63,13 @@ def train_command(
     -P resume=...` takes the same options; an empty value means unset. Exits 1 if health.on_failure
     stopped a layer, 130 after Ctrl-C and 143 after SIGTERM.
     """
-    overrides: dict[str, Any] = {
-        key: value
-        for key, value in {
-            "model.name": model_name,
-            "model.layers": layers,
-            "output.dir": output_dir,
-            "output.pt": pt,
-        }.items()
-        if value
+    given = {
+        "model.name": model_name,
+        "model.layers": _layers(layers),
+        "output.dir": output_dir,
+        "output.pt": pt,
     }
+    overrides = {key: value for key, value in given.items() if value}
     stopping = Stopping()
     stopping.listen()
     try:
@@ -106,6 +104,13 @@ def _train(settings: Any, stopping: Stopping, options: Mapping[str, Any]) -> Non
         display.say(line)
     if any(row.stopped for row in training.rows):
         raise typer.Exit(EXIT_SOME_STOPPED)
+
+
+def _layers(text: str) -> tuple[int | str, ...]:
+    try:
+        return parse_layers(text) if text else ()
+    except ValueError as error:
+        raise UserError(f"--layers {text[:100]!r} {error}.") from None
 
 
 def without_resume(argv: Sequence[str]) -> str:
