@@ -335,6 +335,7 @@ def load_settings(config: str, overrides: Mapping[str, Any] | None = None) -> Se
         raise UserError(explain(error.errors()[0], path, overrides or {}, meanings)) from None
     if settings.sae.d_sae:
         settings.sae.width(d_in=0)
+    _check_together(settings, path)
     _check_read(settings.sae, overrides or {})
     _check_layers(settings.model.layers, path)
     return settings
@@ -358,6 +359,22 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
         data[section] = dict(inner) if isinstance(inner, dict) else {}
         data = data[section]
     data[last] = value
+
+
+def _check_together(settings: Settings, path: Path) -> None:
+    """Refuse settings that are right alone and do nothing, or harm, together."""
+    if settings.output.pt and settings.output.dir is None:
+        raise UserError(
+            f"{path}: output.pt (--pt) writes into output.dir, which isn't set. Set it "
+            "(--output-dir), or leave output.pt away."
+        )
+    train = settings.train
+    if train.schedule != "constant" and train.warmup_fraction + train.decay_fraction > 1 + 1e-9:
+        raise UserError(
+            f"{path}: train.warmup_fraction = {train.warmup_fraction} and train.decay_fraction = "
+            f"{train.decay_fraction} are over 1 together: the learning rate would fall before it "
+            "has risen. Lower one of them."
+        )
 
 
 def _check_read(sae: SAESettings, overrides: Mapping[str, Any]) -> None:

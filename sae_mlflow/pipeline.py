@@ -81,7 +81,7 @@ def run_training(
     with clock.stage("load"):
         outputs.check_folder(settings.output.dir)
         pictures = outputs.pictures(settings)
-        check_trackers(settings.trackers)
+        check_trackers(settings)
         checkpoints_folder(settings)
         n_layers = check_model(settings).n_layers
         device = resolve_device(settings.model.device)

@@ -131,6 +131,11 @@ def test_settings_are_frozen():
         ("extends: gone.yaml", "Config 'gone.yaml' not found"),
         ("extends: [a]", "extends = "),
         ("text: {held_out_fraction: 1.5}", "text.held_out_fraction = 1.5, but"),
+        ("output: {pt: true}", r"x.yaml: output.pt \(--pt\) writes into output.dir, which isn't"),
+        (
+            "train: {warmup_fraction: 0.9, schedule: cosine}",
+            "train.warmup_fraction = 0.9 and train.decay_fraction = 0.2 are over 1 together",
+        ),
     ],
 )
 def test_a_wrong_config_gets_one_sentence_that_says_what_and_where(folder, text, message):
@@ -139,6 +144,19 @@ def test_a_wrong_config_gets_one_sentence_that_says_what_and_where(folder, text,
     with pytest.raises(UserError, match=message) as caught:
         load_settings("x.yaml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "output: {pt: true, dir: x}",
+        "train: {warmup_fraction: 0.7, decay_fraction: 0.3}",
+        "train: {warmup_fraction: 0.9, schedule: constant}",
+    ],
+)
+def test_what_goes_well_together_is_taken(folder, text):
+    write(folder / "x.yaml", text)
+    assert load_settings("x.yaml")
 
 
 def test_a_near_miss_of_a_configs_name_is_offered(folder):
