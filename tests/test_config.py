@@ -217,7 +217,7 @@ def test_wrong_layers_are_told_alike_wherever_they_are_asked_for(folder, text, m
         parse_layers(text)
     assert str(of_plots.value) == f"--layers {text!r} {message}."
     with pytest.raises(UserError) as of_train:
-        train_command(layers=text)
+        train_command(None, layers=text)
     assert str(of_train.value) == str(of_plots.value)
     with pytest.raises(UserError) as of_set:
         load_settings("sae_quick", {"model.layers": text})

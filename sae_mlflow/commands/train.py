@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +21,7 @@ EXIT_SOME_STOPPED = 1
 
 
 def train_command(
+    context: typer.Context,
     config: Annotated[
         str, typer.Option(help="Name of a config in configs/, or a path.")
     ] = "sae_balanced.yaml",
@@ -78,7 +79,7 @@ def train_command(
             "experiment_name": experiment_name or None,
             "tracking_uri": tracking_uri or None,
             "resume": resume or None,
-            "command": without_resume(sys.argv),
+            "command": without_resume(context),
         }
         _train(settings, stopping, options)
     except UserError as error:
@@ -113,20 +114,19 @@ def _layers(text: str) -> tuple[int | str, ...]:
         raise UserError(f"--layers {text[:100]!r} {error}.") from None
 
 
-def without_resume(argv: Sequence[str]) -> str:
+def without_resume(context: typer.Context) -> str:
     """The command line that was given, as it would be typed, but for what it says of resuming, what
     it leaves unset, and a store's password."""
-    words = iter(argv[2:])
     kept = ["sae-mlflow", "train"]
-    for word in words:
-        option, equals, value = word.partition("=")
-        if option.startswith("--") and option != "--pt" and not equals:
-            value = next(words, "")
-        if option == "--resume" or (option != "--pt" and not value):
+    for option in context.command.params:
+        name, value = str(option.name), context.params.get(str(option.name))
+        source = context.get_parameter_source(name)
+        given = source is not None and source.name != "DEFAULT"
+        if name == "resume" or not value or not given:
             continue
-        if option == "--tracking-uri":
-            value = hide_password(value)
-        kept += [option, value] if value else [option]
+        kept.append(option.opts[0])
+        if value is not True:
+            kept.append(hide_password(value) if name == "tracking_uri" else value)
     return shlex.join(kept)
 
 
