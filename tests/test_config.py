@@ -129,6 +129,11 @@ def test_settings_are_frozen():
         ("model: {layers: []}", "model.layers"),
         ("extends: x.yaml", "`extends` comes back to this file"),
         ("extends: gone.yaml", "Config 'gone.yaml' not found"),
+        ("extends: gone.yaml", "^x.yaml, extends: "),
+        ("sae: 4", r"sae = 4, but it holds settings; set one of them, such as sae.architecture\.$"),
+        ("sae: {prefixes: 3}", r"sae.prefixes = 3, but it takes a list, such as \[3\]\. sae.pre"),
+        ("experiment:", "experiment = None, but it is empty; give it a value, or leave it away. e"),
+        ("sae: {architecture: topK}", r"Did you mean topk\? There are: [a-z_, ]+\.$"),
         ("extends: [a]", "extends = "),
         ("text: {held_out_fraction: 1.5}", "text.held_out_fraction = 1.5, but"),
         ("output: {pt: true}", r"x.yaml: output.pt \(--pt\) writes into output.dir, which isn't"),
@@ -162,6 +167,11 @@ def test_what_goes_well_together_is_taken(folder, text):
 def test_a_near_miss_of_a_configs_name_is_offered(folder):
     with pytest.raises(UserError, match=r"Did you mean sae_balanced.yaml\?"):
         load_settings("sae_balancd.yaml")
+
+
+def test_a_name_that_only_ends_like_a_configs_is_near_to_none(folder):
+    with pytest.raises(UserError, match=r"^Config 'nope.yaml' not found. There are: "):
+        load_settings("nope.yaml")
 
 
 def test_a_config_that_is_not_text_is_refused(folder):

@@ -190,6 +190,8 @@ def test_what_cant_go_on_is_refused_in_a_sentence(train, interrupt, store):
     (parent,) = parents(store)
     with pytest.raises(UserError, match=r"has finished: there is nothing to go on with\."):
         train(resume=parent.run_id)
+    with pytest.raises(UserError, match=rf"^Run {parent.run_id} \(tiny-llama\) has finished"):
+        train(resume=training.rows[0].run_id)
     with pytest.raises(UserError, match="No run 'nonsense'"):
         train(resume="nonsense")
     other = store.open_run(training.experiment_id, "other", {})

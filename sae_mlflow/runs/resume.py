@@ -87,7 +87,9 @@ def _named(training: Training, run_id: str, finished: Set[str]) -> RunRow:
         )
     elsewhere = row.experiment_id != training.experiment_id
     if row.status == FINISHED and (elsewhere or row.run_id in finished):
-        raise UserError(f"Run {run_id} ({row.name}) has finished: there is nothing to go on with.")
+        raise UserError(
+            f"Run {row.run_id} ({row.name}) has finished: there is nothing to go on with."
+        )
     training.experiment_id = row.experiment_id
     training.experiment = training.store.experiment_name(row.experiment_id)
     _check_settings(training.settings, row)
