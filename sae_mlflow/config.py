@@ -4,7 +4,6 @@ Everything that a user can get wrong here is said before anything heavy is impor
 """
 
 import math
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,9 +20,10 @@ from pydantic import (
 from sae_mlflow import architectures, naming
 from sae_mlflow.config_checkpoint import CheckpointSettings
 from sae_mlflow.config_errors import explain
-from sae_mlflow.config_files import find_config, plain_yaml, read_config
+from sae_mlflow.config_files import find_config, read_config
 from sae_mlflow.config_health import HealthSettings
 from sae_mlflow.config_section import Section as _Section
+from sae_mlflow.config_set import parse_set as parse_set
 from sae_mlflow.config_tracking import TrackingSettings
 from sae_mlflow.errors import UserError, did_you_mean, known
 from sae_mlflow.folders import is_folder, user_path
@@ -38,14 +38,10 @@ def _layer_list(value: object) -> object:
         return (value,)
     if not isinstance(value, str):
         return value
-    layers: list[int | str] = []
-    for part in filter(None, (p.strip() for p in value.split(","))):
-        first, dash, last = part.partition("-")
-        if dash and first.isdecimal() and last.isdecimal():
-            layers += naming.layers_between(first, last)
-        else:
-            layers.append(int(part) if part.isdecimal() else part)
-    return tuple(layers)
+    try:
+        return naming.parse_layers(value)
+    except ValueError as error:
+        raise ValueError(f"it {error}") from None
 
 
 def _names(value: object) -> object:
@@ -363,26 +359,10 @@ def load_settings(config: str, overrides: Mapping[str, Any] | None = None) -> Se
         raise UserError(explain(error.errors()[0], path, overrides or {}, meanings)) from None
     if settings.sae.d_sae:
         settings.sae.width(d_in=0)
+    _check_together(settings, path)
+    _check_read(settings.sae, overrides or {})
     _check_layers(settings.model.layers, path)
     return _in_order(settings) if settings.sae.architecture == "crosscoder" else settings
-
-
-def parse_set(text: str) -> dict[str, Any]:
-    """`"sae.k=64 train.epochs=3"` as `{"sae.k": 64, "train.epochs": 3}`; values are YAML."""
-    overrides: dict[str, Any] = {}
-    try:
-        parts = shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"--set {text!r}: {error}. Write it as KEY=VALUE KEY=VALUE.") from None
-    for part in parts:
-        key, equals, value = part.partition("=")
-        if not equals or not key:
-            raise UserError(f"--set: {part!r} is not KEY=VALUE, for example sae.k=64.")
-        try:
-            overrides[key] = plain_yaml(value) if value else None
-        except (yaml.YAMLError, RecursionError):
-            raise UserError(f"--set {key}: {value!r} is not a YAML value.") from None
-    return overrides
 
 
 def setting_docs() -> Iterator[tuple[str, str, str]]:
@@ -403,6 +383,35 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
         data[section] = dict(inner) if isinstance(inner, dict) else {}
         data = data[section]
     data[last] = value
+
+
+def _check_together(settings: Settings, path: Path) -> None:
+    """Refuse settings that are right alone and do nothing, or harm, together."""
+    if settings.output.pt and settings.output.dir is None:
+        raise UserError(
+            f"{path}: output.pt (--pt) writes into output.dir, which isn't set. Set it "
+            "(--output-dir), or leave output.pt away."
+        )
+    train = settings.train
+    if train.schedule != "constant" and train.warmup_fraction + train.decay_fraction > 1 + 1e-9:
+        raise UserError(
+            f"{path}: train.warmup_fraction = {train.warmup_fraction} and train.decay_fraction = "
+            f"{train.decay_fraction} are over 1 together: the learning rate would fall before it "
+            "has risen. Lower one of them."
+        )
+
+
+def _check_read(sae: SAESettings, overrides: Mapping[str, Any]) -> None:
+    """Refuse what was asked for by name and would change nothing; a file may inherit it."""
+    for key, value in overrides.items():
+        others = architectures.readers_instead(key, {sae.architecture, sae.activation})
+        if others and value is not None:
+            shown = f"{sae.architecture} with codes {sae.codes}"
+            raise UserError(
+                f"--set: {key} is for {known(others)}, and sae.architecture is "
+                f"{shown if sae.transcodes else sae.architecture}. Leave it away, or choose "
+                "another sae.architecture."
+            )
 
 
 def _check_layers(layers: tuple[int | str, ...], path: Path) -> None:

@@ -29,10 +29,24 @@ def explain(
     where = "--set" if key in overridden else str(path)
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown setting {key!r}. {_nearest(key, meanings)}"
-    meaning = f" {key}: {meanings[key]}" if key in meanings else ""
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+    message = _message(error, key, meanings)
+    # what lists the names there are has said what the meaning would
+    told = key in meanings and "There are: " not in message
+    meaning = f" {key}: {meanings[key]}" if told else ""
     return f"{where}: {key} = {error['input']!r}, but {message}.{meaning}"
+
+
+def _message(error: ErrorDetails, key: str, meanings: Mapping[str, str]) -> str:
+    """What pydantic says, in the words of a config file where its own are Python's."""
+    if error["input"] is None:
+        return "it is empty; give it a value, or leave it away"
+    if error["type"] == "tuple_type":
+        return f"it takes a list, such as [{error['input']}]"
+    if error["type"] in ("model_type", "model_attributes_type"):
+        inner = next((each for each in meanings if each.startswith(f"{key}.")), key)
+        return f"it holds settings; set one of them, such as {inner}"
+    message = error["msg"].removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
 
 
 def _nearest(key: str, settings: Collection[str]) -> str:

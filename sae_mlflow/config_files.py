@@ -19,7 +19,8 @@ def find_config(config: str) -> Path:
         if is_file(candidate):
             return candidate
     names = sorted({p.name for d in _config_folders() if d.is_dir() for p in d.glob("*.yaml")})
-    hint = did_you_mean(asked.name, names)
+    # by what they don't all have: `nope.yaml` would be near to every short name
+    hint = did_you_mean(asked.stem, [Path(name).stem for name in names]).replace("?", ".yaml?")
     raise UserError(
         f"Config {config!r} not found. {hint}There are: {known(names)}, or give a path."
     )
@@ -86,7 +87,10 @@ def read_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(parent, str):
         raise UserError(f"{path}: extends = {parent!r}, but it takes one config's name.")
     beside = path.parent / parent
-    base_path = beside if is_file(beside) else find_config(parent)
+    try:
+        base_path = beside if is_file(beside) else find_config(parent)
+    except UserError as error:
+        raise UserError(f"{path}, extends: {error}") from None
     base = read_config(base_path, (*seen, path.resolve()))
     return merged(base, data)
 

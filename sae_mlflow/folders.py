@@ -1,11 +1,12 @@
 """Where the user's files are kept: what can be made again in the cache, what can't in the state."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import platformdirs
 
-from sae_mlflow.errors import UserError
+from sae_mlflow.errors import UserError, reason_of
 
 CACHE_VARIABLE = "SAE_MLFLOW_CACHE"
 STATE_VARIABLE = "SAE_MLFLOW_STATE"
@@ -76,6 +77,18 @@ def make_folder(folder: Path, variable: str = CACHE_VARIABLE) -> Path:
             f"Point {variable} at a folder that can be written."
         ) from None
     return folder
+
+
+def why_unwritable(folder: Path) -> str:
+    """Why a folder, there or to be made, takes no file; empty where it does."""
+    try:
+        there = next(each for each in (folder, *folder.parents) if each.exists())
+        if not there.is_dir():
+            return f"{there} is a file"
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        return reason_of(error)
+    return ""
 
 
 def _named_by(variable: str) -> Path | None:

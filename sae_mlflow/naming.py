@@ -94,11 +94,37 @@ def hookpoint(layer: int | str) -> str:
     return f"layers.{int(text)}" if is_number else text
 
 
-def layers_between(first: str, last: str) -> range:
-    """`3`, `7` as the layers from 3 to 7; a ValueError where no model can have so many."""
-    if max(len(first), len(last)) > _LAYER_DIGITS:
-        raise ValueError(f"no model has a layer of over {_LAYER_DIGITS} digits")
-    return range(int(first), int(last) + 1)
+def parse_layers(text: str) -> tuple[int | str, ...]:
+    """`10,15`, `3-7` or `layers.10.mlp` as the layers that are meant: `(10, 15)`.
+
+    Raises:
+        ValueError: there is none, or one that no model can have; says what the text does.
+    """
+    layers: list[int | str] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        first, dash, last = part.partition("-")
+        if dash and last.isdecimal() and (first.isdecimal() or not first):
+            layers += _layers_between(first, last)
+        else:
+            layers.append(_layer_number(part) if part.isdecimal() else part)
+    if not layers:
+        raise ValueError("names no layer; write 10,15 or 3-7 or layers.10.mlp")
+    return tuple(layers)
+
+
+def _layers_between(first: str, last: str) -> range:
+    if not first:
+        raise ValueError(f"names layer -{last[:20]}, but they are counted from 0")
+    start, end = _layer_number(first), _layer_number(last)
+    if start > end:
+        raise ValueError(f"runs backwards; write {last}-{first}")
+    return range(start, end + 1)
+
+
+def _layer_number(digits: str) -> int:
+    if len(digits) > _LAYER_DIGITS:
+        raise ValueError(f"names a layer of over {_LAYER_DIGITS} digits, which no model has")
+    return int(digits)
 
 
 def input_of(path: str) -> str:

@@ -12,6 +12,7 @@ from sae_mlflow.activations.layer import LayerActivations, open_activations
 from sae_mlflow.activations.plan import ActivationPlan, plan_activations
 from sae_mlflow.config import Settings
 from sae_mlflow.disk import free_bytes, in_units
+from sae_mlflow.evaluation.evaluate import held_out
 from sae_mlflow.evaluation.layers import evaluate_layers
 from sae_mlflow.lm.loading import check_model, load_tokenizer, resolve_device
 from sae_mlflow.memory import keep_freed_memory
@@ -71,15 +72,16 @@ def run_training(
         command: what starts this training, for the hint how it goes on.
 
     Raises:
-        UserError: whatever a user can mend. Runs that were opened are FAILED by then, with the
-            reason in their tag `sae.failure`.
+        UserError: whatever a user can mend; what needs no language model to be found, before a run
+            is opened. Runs that were opened are FAILED by then, with the reason in their tag
+            `sae.failure`.
     """
     clock = clock or Stopwatch()
     keep_freed_memory()
     with clock.stage("load"):
         outputs.check_folder(settings.output.dir)
         pictures = outputs.pictures(settings)
-        check_trackers(settings.trackers)
+        check_trackers(settings)
         checkpoints_folder(settings)
         n_layers = check_model(settings).n_layers
         device = resolve_device(settings.model.device)
@@ -98,18 +100,39 @@ def run_training(
         )
         training.stopping = stopping or training.stopping
         old = find_parent(training, resume, finished)
+        windows, plan = _planned(training)  # what is wrong with the settings leaves no run
         with parent_run(training, old, command) as parent:
             log_settings(training, parent, old)
             display.say(f"Runs: {store.address(training.experiment_id, parent.run_id)}")
-            _train(training, parent)
+            _train(training, parent, windows, plan)
     settle_ids(training)
     return training
 
 
-def _train(training: Training, parent: OpenRun) -> None:
+def _planned(training: Training) -> tuple[Windows, ActivationPlan]:
+    """Text to windows, and what of their activations there is; all that needs no language model.
+
+    Raises:
+        UserError: a layer couldn't be trained.
+    """
+    settings, display = training.settings, training.display
+    with training.clock.stage("load"):
+        check_optimizer(settings.train.optimizer, settings.train.optimizer_options)
+        display.say(f"Reading {settings.text.tokens:,} tokens for {settings.model.label}")
+        windows = token_windows(settings.text, load_tokenizer(settings.model))
+        if windows.note:
+            display.warn(windows.note)
+        plan = plan_activations(settings, windows)
+        _check_trainable(plan)
+    return windows, plan
+
+
+def _train(training: Training, parent: OpenRun, windows: Windows, plan: ActivationPlan) -> None:
     """All layers, those that have been trained left out, and what follows them."""
     settings, display = training.settings, training.display
-    windows, all_acts = _activations(training, parent)
+    with training.clock.stage("load"):
+        log_text_read(training, parent, windows)
+    all_acts = _activations(training, plan)
     for acts in all_acts:
         training.stopping.check()
         training.rows.append(finished_layer(training, acts) or train_layer(training, parent, acts))
@@ -125,28 +148,18 @@ def _train(training: Training, parent: OpenRun) -> None:
     _finish(training, parent)
 
 
-def _activations(training: Training, parent: OpenRun) -> tuple[Windows, list[LayerActivations]]:
-    """Text to windows, and windows to activations that are cached for every layer."""
-    settings, display, clock = training.settings, training.display, training.clock
-    with clock.stage("load"):
-        display.say(f"Reading {settings.text.tokens:,} tokens for {settings.model.label}")
-        windows = token_windows(settings.text, load_tokenizer(settings.model))
-        if windows.note:
-            display.warn(windows.note)
-        log_text_read(training, parent, windows)
-        plan = plan_activations(settings, windows)
-        _check_trainable(plan)
+def _activations(training: Training, plan: ActivationPlan) -> list[LayerActivations]:
+    """Windows to activations that are cached for every layer."""
     if plan.missing:
         _harvest(training, plan)
     else:
-        display.say(f"Activations of all layers are cached in {plan.folder}")
-    return windows, open_activations(plan, training.device)
+        training.display.say(f"Activations of all layers are cached in {plan.folder}")
+    return open_activations(plan, training.device)
 
 
 def _check_trainable(plan: ActivationPlan) -> None:
-    """Raise the UserErrors that making an SAE or its optimizer would, before the LM is run."""
-    train, widths = plan.settings.train, {store.hookpoint: store.d_in for store in plan.stores}
-    check_optimizer(train.optimizer, train.optimizer_options)
+    """Raise the UserErrors that making an SAE would, before the LM is run."""
+    widths = {store.hookpoint: store.d_in for store in plan.stores}
     for site in plan.sites:
         with torch.device("meta"):  # without memory
             d_out = sum(widths[h] for h in site.writes)
@@ -179,7 +192,8 @@ def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActi
     if waiting:
         rows, their_acts = [row for row, _ in waiting], [acts for _, acts in waiting]
         lm = training.language_model()
-        display.say(f"Evaluating on {settings.evaluate.tokens:,} held-out tokens")
+        n_tokens = held_out(windows, settings.evaluate.tokens).size
+        display.say(f"Evaluating on {n_tokens:,} held-out tokens")
         with training.clock.stage("evaluate"):
             refused = evaluate_layers(training.store, settings, lm, windows, rows, their_acts)
         for reason in refused:

@@ -8,10 +8,11 @@ word of a text is it by chance.
 import functools
 import html
 import json
-import os
 import re
 from collections.abc import Iterator
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
+
+from sae_mlflow.environment import environment
 
 HIDDEN = "***"
 
@@ -56,7 +57,7 @@ def remember(address: str) -> None:
 
 def without_secrets(text: str) -> str:
     """A text as it may be shown or stored: `postgresql://me:***@host/db`."""
-    known = tuple(os.environ.items()), tuple(sorted(_remembered))
+    known = tuple(environment().items()), tuple(sorted(_remembered))
     for secret, instead in _hidden(*known):
         text = text.replace(secret, instead)
     text = _USER_INFO.sub(_hidden_user, text)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sae_mlflow.errors import UserError
+from sae_mlflow.folders import is_folder, why_unwritable
 
 
 @contextmanager
@@ -31,12 +32,26 @@ def whole_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         if not _is_of(path, temporary, error):
             raise
-        raise UserError(
-            f"{path} can't be written: {_reason(path, error)}. Choose a folder that can be."
-        ) from None
+        raise UserError(_unwritable(path, _reason(path, error))) from None
     finally:
         if temporary.is_file():
             temporary.unlink()
+
+
+def check_file(path: Path) -> None:
+    """Raise a UserError, before the work that a file is to hold, where it can't be written."""
+    if reason := "it is a folder" if is_folder(path) else why_unwritable(path.parent):
+        raise UserError(_unwritable(path, reason))
+
+
+def check_folder(folder: Path) -> None:
+    """The same of a folder for several files."""
+    if reason := why_unwritable(folder):
+        raise UserError(_unwritable(folder, reason))
+
+
+def _unwritable(path: Path, reason: str) -> str:
+    return f"{path} can't be written: {reason}. Choose a folder that can be."
 
 
 def _is_of(path: Path, temporary: Path, error: OSError) -> bool:

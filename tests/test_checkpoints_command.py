@@ -12,6 +12,7 @@ from faults.killed_trainings import Home, killed_data
 from faults.moments import in_an_epoch, there
 
 from sae_mlflow.checkpoint import checkpoints, remove_checkpoints, save_checkpoint
+from sae_mlflow.commands.checkpoints import checkpoints_list
 from sae_mlflow.disk import Choice, Pruned
 from sae_mlflow.errors import UserError
 from sae_mlflow.runs.kept import list_kept, prune_kept
@@ -184,3 +185,8 @@ def test_what_is_pruned_is_trained_by_nobody_meanwhile(tmp_path):
                 save_checkpoint(tmp_path / LAYER, TENSORS, FACTS)
             assert len(checkpoints(tmp_path / LAYER)) == 2
             let_go(lock)
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^--dir: there is no folder .*gone\. Name the one of"):
+        checkpoints_list(f"{tmp_path}/gone")

@@ -1,7 +1,9 @@
 """The command line as a person meets it: options, exit statuses, and one sentence for bad input."""
 
+import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from sae_mlflow import __main__ as cli
 from sae_mlflow.errors import UserError
@@ -77,6 +80,7 @@ def test_train_ends_with_a_table_the_stores_place_and_the_two_next_commands(
     assert sae_mlflow(monkeypatch, "train", "--config", "tiny.yaml") == 0
     out = capsys.readouterr().out
     assert "held-out FVU" in out and "layer1" in out
+    assert "Evaluating on 192 held-out tokens" in out  # 2,048 were asked for
     assert re.search(r"mlflow ui   then open http://\S+/runs\?workflowType=machine_learning", out)
     assert "python -m sae_mlflow.plot --experiment tiny" in out
 
@@ -133,10 +137,49 @@ def test_bad_settings_get_one_sentence_and_status_2(
     assert message in refused(monkeypatch, capsys, "--config", "bad.yaml")
 
 
-def test_a_run_that_was_opened_is_failed_with_the_reason(config, monkeypatch, capsys, store_file):
-    error = refused(
-        monkeypatch, capsys, "--config", "tiny.yaml", "--set", "experiment=few text.tokens=70"
-    )
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "train.optimizer=adamm",
+        "sae.k=65",
+        "sae.architecture=matryoshka sae.prefixes=[8,4]",
+        "text.source=gone.txt",
+        "text.source=.",
+        "text.context=1000",
+        "text.source=lines.jsonl text.column=body",
+        "text.tokens=70",
+    ],
+)
+def test_what_needs_no_language_model_to_be_found_leaves_no_run(
+    config, folder, monkeypatch, capsys, store_file, wrong
+):
+    (folder / "lines.jsonl").write_text('{"text": "word1 word2"}\n')
+    monkeypatch.setattr(sys, "argv", ["sae-mlflow", "train", "--config", "tiny.yaml"])
+    sys.argv += ["--set", f"experiment=wrong {wrong}"]
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.err.startswith("error: ")
+    assert "To go on from here" not in said.out
+    store = Store(f"sqlite:///{store_file}")
+    assert list(store._search(store.find_experiment("wrong"), "")) == []
+
+
+def test_a_run_that_was_opened_is_failed_with_the_reason_and_no_way_to_go_on(
+    config, folder, tiny_model, monkeypatch, capsys, store_file
+):
+    """That weights are no numbers is only known when the model is run."""
+    broken = Path(shutil.copytree(tiny_model, folder / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][:] = math.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    options = ["--model-name", "broken", "--set", "experiment=few"]
+    monkeypatch.setattr(sys, "argv", ["sae-mlflow", "train", "--config", "tiny.yaml", *options])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr()
+    error = said.err
+    assert end.value.code == 2 and "To go on from here" not in said.out
     store = Store(f"sqlite:///{store_file}")
     runs = list(store._search(store.find_experiment("few"), ""))
     assert [run.status for run in runs] == ["FAILED"]

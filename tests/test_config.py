@@ -6,10 +6,12 @@ import pytest
 import yaml
 
 from sae_mlflow import architectures
+from sae_mlflow.commands.train import train_command
 from sae_mlflow.config import Settings, load_settings, parse_set, setting_docs
 from sae_mlflow.config_files import find_config
 from sae_mlflow.errors import UserError
 from sae_mlflow.lm.sites import sites
+from sae_mlflow.plots.choice import parse_layers
 
 
 @pytest.fixture
@@ -137,8 +139,18 @@ def test_settings_are_frozen():
         ("model: {layers: []}", "model.layers"),
         ("extends: x.yaml", "`extends` comes back to this file"),
         ("extends: gone.yaml", "Config 'gone.yaml' not found"),
+        ("extends: gone.yaml", "^x.yaml, extends: "),
+        ("sae: 4", r"sae = 4, but it holds settings; set one of them, such as sae.architecture\.$"),
+        ("sae: {prefixes: 3}", r"sae.prefixes = 3, but it takes a list, such as \[3\]\. sae.pre"),
+        ("experiment:", "experiment = None, but it is empty; give it a value, or leave it away. e"),
+        ("sae: {architecture: topK}", r"Did you mean topk\? There are: [a-z_, ]+\.$"),
         ("extends: [a]", "extends = "),
         ("text: {held_out_fraction: 1.5}", "text.held_out_fraction = 1.5, but"),
+        ("output: {pt: true}", r"x.yaml: output.pt \(--pt\) writes into output.dir, which isn't"),
+        (
+            "train: {warmup_fraction: 0.9, schedule: cosine}",
+            "train.warmup_fraction = 0.9 and train.decay_fraction = 0.2 are over 1 together",
+        ),
     ],
 )
 def test_a_wrong_config_gets_one_sentence_that_says_what_and_where(folder, text, message):
@@ -157,9 +169,27 @@ def test_the_gradient_alone_may_be_as_long_as_it_likes(folder):
     assert load_settings("b.yaml") == settings
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "output: {pt: true, dir: x}",
+        "train: {warmup_fraction: 0.7, decay_fraction: 0.3}",
+        "train: {warmup_fraction: 0.9, schedule: constant}",
+    ],
+)
+def test_what_goes_well_together_is_taken(folder, text):
+    write(folder / "x.yaml", text)
+    assert load_settings("x.yaml")
+
+
 def test_a_near_miss_of_a_configs_name_is_offered(folder):
     with pytest.raises(UserError, match=r"Did you mean sae_balanced.yaml\?"):
         load_settings("sae_balancd.yaml")
+
+
+def test_a_name_that_only_ends_like_a_configs_is_near_to_none(folder):
+    with pytest.raises(UserError, match=r"^Config 'nope.yaml' not found. There are: "):
+        load_settings("nope.yaml")
 
 
 def test_a_config_that_is_not_text_is_refused(folder):
@@ -172,6 +202,87 @@ def test_a_config_that_is_not_text_is_refused(folder):
 def test_a_wrong_set_is_refused(text):
     with pytest.raises(UserError, match="--set"):
         parse_set(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("sae.k = 4", {"sae.k": 4}),
+        ("sae.k =4 seed= 2", {"sae.k": 4, "seed": 2}),
+        ("sae.d_sae= sae.k=4", {"sae.d_sae": None, "sae.k": 4}),
+        (
+            "train.optimizer_options={betas: [0.0, 0.999]} sae.k=4",
+            {"train.optimizer_options": {"betas": [0.0, 0.999]}, "sae.k": 4},
+        ),
+        ("sae.prefixes = [1, 2] seed=3", {"sae.prefixes": [1, 2], "seed": 3}),
+        ("text.source='my [1.txt' seed=3", {"text.source": "my [1.txt", "seed": 3}),
+    ],
+)
+def test_set_takes_spaces_around_an_equals_sign_and_within_brackets(text, overrides):
+    assert parse_set(text) == overrides
+
+
+@pytest.mark.parametrize(
+    "text", ["sae.k=4 8", "sae.k=4 =8", "experiment=my run", "sae.prefixes=[1, 2"]
+)
+def test_other_spaces_in_a_set_are_refused(text):
+    with pytest.raises(UserError, match="^--set"):
+        parse_set(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("7-3", "runs backwards; write 3-7"),
+        (" ", "names no layer; write 10,15 or 3-7 or layers.10.mlp"),
+        ("2,-1", "names layer -1, but they are counted from 0"),
+        ("0-999999", "names a layer of over 5 digits, which no model has"),
+        ("999999", "names a layer of over 5 digits, which no model has"),
+    ],
+)
+def test_wrong_layers_are_told_alike_wherever_they_are_asked_for(folder, text, message):
+    with pytest.raises(UserError) as of_plots:
+        parse_layers(text)
+    assert str(of_plots.value) == f"--layers {text!r} {message}."
+    with pytest.raises(UserError) as of_train:
+        train_command(None, layers=text)
+    assert str(of_train.value) == str(of_plots.value)
+    with pytest.raises(UserError) as of_set:
+        load_settings("sae_quick", {"model.layers": text})
+    assert str(of_set.value).startswith(f"--set: model.layers = {text!r}, but it {message}. model")
+
+
+@pytest.mark.parametrize(
+    ("text", "who"),
+    [
+        ("sae.l1_coefficient=1", "standard, gated, crosscoder, and sae.architecture is topk."),
+        ("sae.architecture=jumprelu sae.k=4", "topk, batchtopk, matryoshka, and .* is jumprelu."),
+        ("sae.codes=jumprelu", "transcoder, skip_transcoder, and sae.architecture is topk."),
+        (
+            "sae.architecture=transcoder sae.bandwidth=1",
+            "jumprelu, and sae.architecture is transcoder with codes topk.",
+        ),
+        ("train.firing_rate=3", "jumprelu, and sae.architecture is topk."),
+    ],
+)
+def test_a_setting_that_the_architecture_doesnt_read_is_refused_where_it_is_asked_for(
+    folder, text, who
+):
+    with pytest.raises(UserError, match=f"^--set: {text.split()[-1].split('=')[0]} is for {who}"):
+        load_settings("sae_balanced", parse_set(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sae.architecture=jumprelu",  # the config has sae.k
+        "sae.architecture=gated sae.l1_coefficient=1 sae.target_l0=null",
+        "sae.architecture=transcoder sae.codes=jumprelu sae.target_l0=3 train.firing_rate=2",
+        "sae.architecture=skip_transcoder sae.k=3",
+    ],
+)
+def test_a_setting_that_is_inherited_unset_or_read_is_none_of_them(folder, text):
+    assert load_settings("sae_balanced", parse_set(text))
 
 
 def test_an_override_that_is_wrong_is_said_to_come_from_set(folder):

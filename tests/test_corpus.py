@@ -145,6 +145,7 @@ def test_rows_of_a_data_set_are_streamed_in_an_order_drawn_from_the_seed(tmp_pat
 
 BAD_TEXTS = {
     "missing.txt": (None, r"'.*missing\.txt' doesn't exist"),
+    "a.txt,b.txt": (None, r"doesn't exist.* Several files are a list: \[.*a\.txt,b\.txt\]\.$"),
     "empty.txt": ("", r"There is no text in empty\.txt"),
     "blank.txt": (" \n\n \n", r"There is no text in blank\.txt"),
     "short.txt": ("word1", r"gives 2 tokens for training and 0 held out.*text\.context = 4"),

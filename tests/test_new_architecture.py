@@ -9,7 +9,7 @@ import torch
 from random_saes import assert_agree, gradients, made
 
 from sae_mlflow import architectures, load_sae
-from sae_mlflow.config import Settings
+from sae_mlflow.config import Settings, load_settings
 from sae_mlflow.formats.sae_files import save_sae
 from sae_mlflow.lm.sites import Site, sites
 from sae_mlflow.pipeline import run_training
@@ -88,6 +88,12 @@ def test_it_is_trained_evaluated_stored_and_loaded_like_the_others(
     loaded = load_sae(f"runs:/{run.run_id}/sae", tracking_uri=training.store.uri)
     assert loaded.architecture == "tanh"
     assert loaded(torch.randn(5, loaded.d_in)).shape == (5, loaded.d_in)
+
+
+def test_it_may_read_any_setting(settings, tmp_path):
+    (tmp_path / "x.yaml").write_text("seed: 1")
+    overrides = {"sae.architecture": "abstopk", "sae.k": 3, "sae.l1_coefficient": 1.0}
+    assert load_settings(str(tmp_path / "x.yaml"), overrides).sae.k == 3
 
 
 def test_the_readme_shows_this_file():

@@ -448,6 +448,12 @@ def test_an_experiment_without_finished_runs_says_which_there_are(plot_experimen
     assert_refused(plot_experiment("unfinished"), f"no finished SAE run: {MODEL}_layer1 is FAILED")
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_store_is_asked(plot, tmp_path):
+    (tmp_path / "file").touch()
+    nowhere = ("--experiment", "x", "--tracking-uri", "http://127.0.0.1:9")
+    assert_refused(plot(*nowhere, "--output-dir", "file"), "can't be written: file is a file")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

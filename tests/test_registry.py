@@ -365,6 +365,7 @@ def test_an_sae_whose_weights_are_no_numbers_is_not_exported(
         ("export --run PARENT --format pt --output OUT", "holds no SAE. Give a layer's run"),
         ("export --model name@best --format pt --output OUT", "write it as models:/NAME@ALIAS"),
         ("export --model models:/no@best --format pt --output OUT", "models:/no@best can't be rea"),
+        ("export --model models:/no@best --format pt --output OUT", ". Registered there: "),
         ("export --model models:/no/7 --format pt --output OUT", "models:/no/7 can't be read"),
         ("export --model models:/no --format pt --output OUT", "models:/no can't be read"),
         ("register --run gone", "No run 'gone' in"),

@@ -8,10 +8,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch
+import typer
 from faults.killed_trainings import Home
 from faults.tracking_server import TrackingServer
 from pulled_plug import PullsThePlug
 
+from sae_mlflow.__main__ import app
 from sae_mlflow.checkpoint import read_checkpoint, save_checkpoint
 from sae_mlflow.commands.train import without_resume as train_command_line
 from sae_mlflow.config import Settings
@@ -188,6 +190,8 @@ def test_what_cant_go_on_is_refused_in_a_sentence(train, interrupt, store):
     (parent,) = parents(store)
     with pytest.raises(UserError, match=r"has finished: there is nothing to go on with\."):
         train(resume=parent.run_id)
+    with pytest.raises(UserError, match=rf"^Run {parent.run_id} \(tiny-llama\) has finished"):
+        train(resume=training.rows[0].run_id)
     with pytest.raises(UserError, match="No run 'nonsense'"):
         train(resume="nonsense")
     other = store.open_run(training.experiment_id, "other", {})
@@ -425,6 +429,7 @@ def test_a_folder_for_checkpoints_that_cant_be_had_is_refused_before_anything_st
     [
         ("--config a.yaml --layers 1,2 --pt", "--config a.yaml --layers 1,2 --pt"),
         ("--config=a.yaml --resume auto", "--config a.yaml"),
+        ("", ""),
         ("--resume=abc --set 'sae.k=3 seed=1'", "--set 'sae.k=3 seed=1'"),
         ("--config a.yaml --layers '' --set '' --resume ''", "--config a.yaml"),
         (
@@ -434,8 +439,9 @@ def test_a_folder_for_checkpoints_that_cant_be_had_is_refused_before_anything_st
     ],
 )
 def test_the_hint_is_the_command_as_it_was_typed(given, shown):
-    argv = ["/usr/bin/sae-mlflow", "train", *shlex.split(given)]
-    assert train_command_line(argv) == f"sae-mlflow train {shown}"
+    train = typer.main.get_command(app).commands["train"]
+    context = train.make_context("train", shlex.split(given))
+    assert train_command_line(context) == f"sae-mlflow train {shown}".strip()
 
 
 def test_the_names_of_evaluations_are_those_that_an_evaluation_gives():

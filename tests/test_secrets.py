@@ -1,9 +1,13 @@
 """Passwords and tokens: never in a store, on a terminal, in an error or in a file."""
 
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,6 +16,7 @@ import typer
 import yaml
 from faults.tracking_server import TrackingServer
 from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file, save_file
 
 from sae_mlflow import assets
 from sae_mlflow.commands.cli import run_cli
@@ -131,6 +136,30 @@ def test_what_the_environment_doesnt_keep_secret_stays(variable, value, monkeypa
         assert without_secrets(value) == f"postgresql:{user}:***@db/mlflow"
 
 
+def test_a_variable_that_goes_away_meanwhile_is_no_trouble(monkeypatch):
+    """MLflow's telemetry sets and removes one in a thread of its own."""
+    done = threading.Event()
+
+    def come_and_go():
+        while not done.is_set():
+            os.environ["SAE_MLFLOW_NOW_AND_THEN"] = "1"
+            del os.environ["SAE_MLFLOW_NOW_AND_THEN"]
+
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    interval = sys.getswitchinterval()
+    other = threading.Thread(target=come_and_go)
+    sys.setswitchinterval(1e-6)
+    other.start()
+    try:
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            assert without_secrets(f"with {SECRET}, too") == "with ***, too"
+    finally:
+        done.set()
+        other.join()
+        sys.setswitchinterval(interval)
+
+
 @pytest.mark.parametrize("write", [str, quote, lambda s: quote(s, safe=""), json.dumps, repr])
 def test_a_password_is_hidden_however_it_is_written(write):
     remember(f"postgresql://me:{AWKWARD}@host/db")
@@ -233,7 +262,7 @@ PLACES = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tiny_model, text_file):
-    """What is left of trainings by command, one that goes well and two that don't: texts."""
+    """What is left of trainings by command, one that goes well and three that don't: texts."""
     folder = tmp_path_factory.mktemp("secrets")
     served = folder / "served"
     served.mkdir()
@@ -296,11 +325,28 @@ def trained(tmp_path_factory, tiny_model, text_file):
         assert run("train", "--config", "x.yaml", "--set", no_text) == 2
         no_model = f"https://me:{PLACES['model']}@127.0.0.1:9/model"
         assert run("train", "--config", "x.yaml", "--model-name", no_model) == 2
+        broken = _there_after_all(project, tiny_model, text_file)
+        both = ("--model-name", broken, "--set", no_text)
+        assert run("train", "--config", "x.yaml", *both) == 2
         assert run("report", "--experiment", "kept", "--output", "report.html") == 0
         runs = {row.status: row for row in _rows(server.uri)}
     finally:
         server.stop()
     return folder, said, runs
+
+
+def _there_after_all(project: Path, tiny_model: Path, text_file: Path) -> str:
+    """A text in a folder whose name looks like an address, and a model in another, whose weights
+    are no numbers: a run is opened for them, and fails. Returns the model's name."""
+    text = project / f"https:/me:{PLACES['source']}@127.0.0.1:9/a.txt"
+    text.parent.mkdir(parents=True)
+    shutil.copy(text_file, text)
+    name = "https://me:Folder-0x@127.0.0.1:9/model"  # the cache knows it, as a folder has it
+    model = Path(shutil.copytree(tiny_model, project / name))
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][:] = math.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    return name
 
 
 def _rows(uri):
@@ -330,6 +376,7 @@ def test_what_was_hidden_is_still_told_of(trained):
     repository = runs["FINISHED"].tags["mlflow.source.git.repoURL"]
     assert repository.endswith("github.com/me/project.git")
     assert runs["FAILED"].params["text.source"] == "https://me:***@127.0.0.1:9/a.txt"
-    assert "https:/me:***@127.0.0.1:9/a.txt" in runs["FAILED"].tags["sae.failure"]
+    assert "https://me:***@127.0.0.1:9/model" in runs["FAILED"].tags["sae.failure"]
+    assert "https:/me:***@127.0.0.1:9/a.txt" in said[1]
     assert any("http://me:***@127.0.0.1" in text for text in said)
     assert "https://me:***@127.0.0.1:9/model" in said[2]

@@ -57,6 +57,22 @@ def test_an_entry_that_may_not_be_written_is_named(entry, tiny_settings, capsys)
     assert not planned(entry.settings).missing
 
 
+def test_a_cache_that_may_not_be_written_is_named_before_the_model_is_loaded(entry, tiny_settings):
+    folder = cache.activations_folder()
+    folder.chmod(0o555)
+    try:
+        with plain_user():
+            assert not planned(entry.settings).missing
+            with pytest.raises(UserError) as error:
+                planned(tiny_settings("model.layers=[1,2]"))
+    finally:
+        folder.chmod(0o755)
+    assert str(error.value) == (
+        f"{folder} can't be written: Permission denied. Point SAE_MLFLOW_CACHE at a folder of your "
+        "own."
+    )
+
+
 def test_an_entry_that_may_not_be_read_is_listed(entry, capsys):
     entry.folder.chmod(0o000)
     with plain_user():

@@ -184,14 +184,27 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_and_no_training(
     tiny_settings, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("")
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / "sae").write_text("")  # where the experiment's folder would be
     settings = tiny_settings(
-        "output.tensorboard_dir=file/tb", "plots.after_training=false", "model.layers=1"
+        "output.tensorboard_dir=events", "plots.after_training=false", "model.layers=1"
     ).model_copy(update={"trackers": ("mlflow", "tensorboard")})
     training = run_training(settings, Display(), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     assert training.store.layer_runs(training.experiment_id)[0].status == "FINISHED"
     shown = capsys.readouterr().out
-    assert shown.count("warning: TensorBoard's files in file/tb/") == 2, "once, and at the end"
+    assert shown.count("warning: TensorBoard's files in events/sae/") == 2, "once, and at the end"
+
+
+def test_a_folder_that_can_never_be_written_is_refused_before_a_store_is_opened(
+    tiny_settings, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    settings = tiny_settings("output.tensorboard_dir=file/tb")
+    both = settings.model_copy(update={"trackers": ("mlflow", "tensorboard")})
+    with pytest.raises(UserError, match=r"output\.tensorboard_dir: file/tb can't be written: "):
+        run_training(both, Display(), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_a_density_table_read_again_is_the_one_that_was_written(tmp_path):

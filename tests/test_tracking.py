@@ -240,6 +240,24 @@ def test_a_sqlite_store_needs_a_folder_and_a_database(tmp_path):
         Store(f"sqlite:///{tmp_path}/other.db")
 
 
+def test_a_folder_is_no_store_any_more(tmp_path):
+    with pytest.raises(UserError) as error:
+        Store(f"{tmp_path}/runs")
+    assert str(error.value) == (
+        f"The tracking store {tmp_path}/runs is a folder of files, which MLflow no longer writes. "
+        "Name a database: sqlite:///mlflow.db, for example (MLflow reads the folder still with "
+        "MLFLOW_ALLOW_FILE_STORE=true)."
+    )
+
+
+@pytest.mark.parametrize("uri", ["runs:/0123456789abcdef", "runs:/0123456789abcdef/"])
+def test_a_whole_run_is_no_sae(store, tmp_path, uri):
+    with pytest.raises(
+        UserError, match=rf"^{uri} is a whole run\. Its SAE is {uri.rstrip('/')}/sae"
+    ):
+        store.download(uri, tmp_path)
+
+
 def test_passwords_are_not_shown():
     uri = "postgresql://me:secret@host:5432/db"
     assert hide_password(uri) == "postgresql://me:***@host:5432/db"

@@ -68,6 +68,18 @@ def test_a_training_is_followed_from_its_first_layer_to_its_end(store, experimen
     assert not state.is_running and state.seconds_left == 0.0
 
 
+def test_a_training_that_failed_before_its_layers_says_why(store, experiment):
+    parent = open_parent(store, experiment)
+    watch = Watch(store, experiment)
+    before = watch.look()
+    parent.fail("the text has gone\nand more")
+    now = watch.look()
+    assert now[0].layers == ()
+    assert "failed: the text has gone" in shown(now).splitlines()
+    assert list(news(before, now)) == [f"{now[0].model}  failed: the text has gone"]
+    assert list(news(now, now)) == []
+
+
 def test_the_time_left_is_what_the_epochs_so_far_took(store, experiment):
     """Two of four epochs in 0.6 s: about as long again for this layer, and twice for the next."""
     parent = open_parent(store, experiment)

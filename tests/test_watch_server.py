@@ -135,3 +135,11 @@ def test_a_host_is_an_address(board):
     for host in ("localhost", "example.com", "", "127.0.0.1:80", "a b"):
         with pytest.raises(UserError, match="in numbers"), serving(board, None, host):
             pass
+
+
+def test_an_address_of_another_machine_is_refused(board):
+    with (
+        pytest.raises(UserError, match=r"^--host '192\.0\.2\.1' is no address of this machine"),
+        serving(board, None, "192.0.2.1"),
+    ):
+        pass

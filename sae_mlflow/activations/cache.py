@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from sae_mlflow import naming
 from sae_mlflow.disk import Choice, Pruned, free_bytes, in_units
 from sae_mlflow.errors import UserError, known, reason_of
-from sae_mlflow.folders import CACHE_VARIABLE, cache_folder, is_file, make_folder
+from sae_mlflow.folders import CACHE_VARIABLE, cache_folder, is_file, make_folder, why_unwritable
 
 _LOCKS = "locks"
 
@@ -48,8 +48,13 @@ def take(lock: FileLock, timeout: float = -1) -> None:
 
 
 def check_disk(needed_bytes: int) -> None:
-    """Raise UserError, with the numbers, where the cache's disk can't hold `needed_bytes` more."""
+    """Raise UserError where the cache can't be written, or, with the numbers, where its disk can't
+    hold `needed_bytes` more."""
     folder = make_folder(activations_folder())
+    if reason := why_unwritable(folder):
+        raise UserError(
+            f"{folder} can't be written: {reason}. Point {CACHE_VARIABLE} at a folder of your own."
+        )
     free = free_bytes(folder)
     if needed_bytes > free:
         raise UserError(

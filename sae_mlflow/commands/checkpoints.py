@@ -9,7 +9,7 @@ import typer
 from sae_mlflow.commands.cli import make_app
 from sae_mlflow.disk import Choice, in_units
 from sae_mlflow.errors import UserError
-from sae_mlflow.folders import own_checkpoints_folder, user_path
+from sae_mlflow.folders import is_folder, own_checkpoints_folder, user_path
 from sae_mlflow.terminal import say
 
 DIR = typer.Option(
@@ -56,4 +56,8 @@ def checkpoints_prune(
 
 
 def _root(folder: str | None) -> Path:
-    return user_path(folder).absolute() if folder else own_checkpoints_folder()
+    if not folder:
+        return own_checkpoints_folder()
+    if not is_folder(named := user_path(folder)):
+        raise UserError(f"--dir: there is no folder {named}. Name the one of checkpoint.dir.")
+    return named.absolute()

@@ -15,6 +15,7 @@ from sae_mlflow.plots.formats import DEFAULT_FORMATS, parse_formats
 from sae_mlflow.plots.runs import draw_experiments
 from sae_mlflow.plots.style import load_style
 from sae_mlflow.terminal import say
+from sae_mlflow.whole_file import check_folder
 
 DEFAULT_SAE_DIR = Path("results/saes")
 
@@ -125,6 +126,8 @@ def plot_command(
         style=load_style(style or None),
         formats=parse_formats(format_),
     )
+    if output_dir is not None:
+        check_folder(output_dir)
     made: Iterator[str]
     if experiment:
         made = _from_store(experiment, choice, tracking_uri)

@@ -11,7 +11,7 @@ from sae_mlflow.plots.drawing import drawing_processes
 from sae_mlflow.plots.homes import Homes
 from sae_mlflow.plots.style import load_style
 from sae_mlflow.terminal import say
-from sae_mlflow.whole_file import whole_file
+from sae_mlflow.whole_file import check_file, whole_file
 
 ARTIFACT = "report/report.html"
 
@@ -47,6 +47,8 @@ def report_command(
         raise UserError("Give --experiment NAME, or --run PARENT_ID.")
     if not log and output is None:
         raise UserError("--no-log without --output FILE would leave no report. Add the latter.")
+    if output is not None:
+        check_file(output)
     look = load_style(style or None)
     with drawing_processes() as pool:
         from sae_mlflow.report.build import report_html

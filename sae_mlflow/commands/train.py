@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +11,7 @@ import typer
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.config import load_settings, parse_set
 from sae_mlflow.errors import UserError
+from sae_mlflow.naming import parse_layers
 from sae_mlflow.stopping import Stopped, Stopping
 from sae_mlflow.terminal import say
 from sae_mlflow.tracking.contents import FAILURE_TAG
@@ -20,6 +21,7 @@ EXIT_SOME_STOPPED = 1
 
 
 def train_command(
+    context: typer.Context,
     config: Annotated[
         str, typer.Option(help="Name of a config in configs/, or a path.")
     ] = "sae_balanced.yaml",
@@ -62,16 +64,13 @@ def train_command(
     -P resume=...` takes the same options; an empty value means unset. Exits 1 if health.on_failure
     stopped a layer, 130 after Ctrl-C and 143 after SIGTERM.
     """
-    overrides: dict[str, Any] = {
-        key: value
-        for key, value in {
-            "model.name": model_name,
-            "model.layers": layers,
-            "output.dir": output_dir,
-            "output.pt": pt,
-        }.items()
-        if value
+    given = {
+        "model.name": model_name,
+        "model.layers": _layers(layers),
+        "output.dir": output_dir,
+        "output.pt": pt,
     }
+    overrides = {key: value for key, value in given.items() if value}
     stopping = Stopping()
     stopping.listen()
     try:
@@ -80,7 +79,7 @@ def train_command(
             "experiment_name": experiment_name or None,
             "tracking_uri": tracking_uri or None,
             "resume": resume or None,
-            "command": without_resume(sys.argv),
+            "command": without_resume(context),
         }
         _train(settings, stopping, options)
     except UserError as error:
@@ -108,20 +107,26 @@ def _train(settings: Any, stopping: Stopping, options: Mapping[str, Any]) -> Non
         raise typer.Exit(EXIT_SOME_STOPPED)
 
 
-def without_resume(argv: Sequence[str]) -> str:
+def _layers(text: str) -> tuple[int | str, ...]:
+    try:
+        return parse_layers(text) if text else ()
+    except ValueError as error:
+        raise UserError(f"--layers {text[:100]!r} {error}.") from None
+
+
+def without_resume(context: typer.Context) -> str:
     """The command line that was given, as it would be typed, but for what it says of resuming, what
     it leaves unset, and a store's password."""
-    words = iter(argv[2:])
     kept = ["sae-mlflow", "train"]
-    for word in words:
-        option, equals, value = word.partition("=")
-        if option.startswith("--") and option != "--pt" and not equals:
-            value = next(words, "")
-        if option == "--resume" or (option != "--pt" and not value):
+    for option in context.command.params:
+        name, value = str(option.name), context.params.get(str(option.name))
+        source = context.get_parameter_source(name)
+        given = source is not None and source.name != "DEFAULT"
+        if name == "resume" or not value or not given:
             continue
-        if option == "--tracking-uri":
-            value = hide_password(value)
-        kept += [option, value] if value else [option]
+        kept.append(option.opts[0])
+        if value is not True:
+            kept.append(hide_password(value) if name == "tracking_uri" else value)
     return shlex.join(kept)
 
 

@@ -43,24 +43,18 @@ class Choice:
 
 
 def parse_layers(text: str) -> tuple[str, ...]:
-    """`10,15`, `3-7`, `layer10_mlp` or `layers.10.mlp` as labels: `("layer10", "layer15")`."""
-    labels: list[str] = []
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        first, dash, last = part.partition("-")
-        if dash and first.isdecimal() and last.isdecimal():
-            labels += map(naming.layer_label, _between(first, last))
-        elif label := naming.layer_label(part):
-            labels.append(label)
-    if not labels:
-        raise UserError(f"--layers {text!r} names no layer. Write 10,15 or 3-7 or layer10_mlp.")
-    return tuple(dict.fromkeys(labels))
+    """`10,15`, `3-7`, `layer10_mlp` or `layers.10.mlp` as labels: `("layer10", "layer15")`.
 
-
-def _between(first: str, last: str) -> range:
+    Raises:
+        UserError: there is none, or one that no model can have.
+    """
     try:
-        return naming.layers_between(first, last)
+        labels = filter(None, map(naming.layer_label, naming.parse_layers(text)))
     except ValueError as error:
-        raise UserError(f"--layers {first[:20]}-{last[:20]}: {error}.") from None
+        raise UserError(f"--layers {text[:100]!r} {error}.") from None
+    if found := tuple(dict.fromkeys(labels)):
+        return found
+    raise UserError(f"--layers {text[:100]!r} names no layer. Write 10,15 or 3-7 or layer10_mlp.")
 
 
 def finished_rows(

@@ -126,6 +126,7 @@ def _next(layer: Layer, records: Iterator[Record]) -> Record | None:
     """The next record, written down and, where it is time, saved."""
     with layer.training.clock.stage("train"):
         record = next(records, None)
+    layer.training.begun = True
     if isinstance(record, EpochRecord | WithinEpochRecord):
         layer.log.write_down(record)
     if isinstance(record, EpochRecord) or (record is not None and layer.checkpoints.due):

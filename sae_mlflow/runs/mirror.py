@@ -1,11 +1,13 @@
 """What the store takes of a layer's run, taken by TensorBoard as well where that is asked for."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from sae_mlflow.config import Settings
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.runs.guards import optional
 from sae_mlflow.runs.later import when_reachable
+from sae_mlflow.runs.outputs import check_folder
 from sae_mlflow.runs.training import Training
 from sae_mlflow.tensorboard.events import EventFile, check_installed
 from sae_mlflow.tensorboard.export import export_run, run_folder, write_curves, write_results
@@ -49,10 +51,11 @@ class EventMirror(Mirror):
             self._file.close()
 
 
-def check_trackers(training_trackers: Iterable[str]) -> None:
+def check_trackers(settings: Settings) -> None:
     """Raise a UserError, before anything is trained, where one can't be had."""
-    if TENSORBOARD in training_trackers:
+    if TENSORBOARD in settings.trackers:
         check_installed("trackers: [mlflow, tensorboard]")
+        check_folder(settings.output.tensorboard_dir, "output.tensorboard_dir")
 
 
 def open_mirror(training: Training, run: OpenRun, resumed: bool = False) -> Mirror:

@@ -4,7 +4,6 @@ Pictures among them are copies of those in the store.
 """
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from sae_mlflow import naming
 from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError, reason_of
+from sae_mlflow.folders import why_unwritable
 from sae_mlflow.formats import sae_files
 from sae_mlflow.history import write_history
 from sae_mlflow.plots.choice import Choice
@@ -21,16 +21,19 @@ from sae_mlflow.sae import SAE
 log = logging.getLogger(__name__)
 
 
-def check_folder(folder: str | None) -> None:
-    """Raise a UserError, before anything is trained, where `output.dir` can't be written."""
+def check_folder(folder: str | None, setting: str = "output.dir") -> None:
+    """Raise a UserError, before anything is trained, where a setting's folder can't be written."""
     if folder is None:
         return
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
+        reason = why_unwritable(Path(folder))
     except (OSError, ValueError) as error:  # ValueError: a NUL in it
-        raise UserError(_unwritable(folder, reason_of(error))) from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(_unwritable(folder, "permission denied"))
+        reason = reason_of(error)
+    if reason:
+        raise UserError(
+            f"{setting}: {folder} can't be written: {reason}. Choose a folder that can."
+        )
 
 
 def pictures(settings: Settings) -> Choice:
@@ -86,7 +89,3 @@ def _write(
     sae_files.save_sae(sae, folder / f"{label}_sae", acts, settings)
     if settings.output.pt:
         sae_files.save_pt(sae, folder / f"{label}_sae.pt", acts, settings)
-
-
-def _unwritable(folder: str, reason: str) -> str:
-    return f"output.dir: {folder} can't be written: {reason}. Choose a folder that can."

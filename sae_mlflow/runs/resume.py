@@ -87,7 +87,9 @@ def _named(training: Training, run_id: str, finished: Set[str]) -> RunRow:
         )
     elsewhere = row.experiment_id != training.experiment_id
     if row.status == FINISHED and (elsewhere or row.run_id in finished):
-        raise UserError(f"Run {run_id} ({row.name}) has finished: there is nothing to go on with.")
+        raise UserError(
+            f"Run {row.run_id} ({row.name}) has finished: there is nothing to go on with."
+        )
     training.experiment_id = row.experiment_id
     training.experiment = training.store.experiment_name(row.experiment_id)
     _check_settings(training.settings, row)
@@ -135,10 +137,13 @@ def parent_run(training: Training, old: RunRow | None, command: str) -> Iterator
 
 @contextmanager
 def _hint_to_resume(training: Training, parent: OpenRun, command: str) -> Iterator[None]:
-    """Where a training ends before its time, say how it goes on."""
+    """Where a training ends before its time, say how it goes on; what a user has to mend before
+    any layer was trained begins afresh."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, UserError) and not (training.begun or training.earlier):
+            raise
         run = AUTO if is_pending(parent.run_id) else parent.run_id
         training.display.say(f"To go on from here: {command} --resume {run}")
         raise

@@ -38,6 +38,8 @@ class Training:
     """Whether its parent run was there before."""
     earlier: dict[str, RunRow] = field(default_factory=dict)
     """The layers' runs, by their labels, that were there before."""
+    begun: bool = False
+    """Whether a step of any layer has been made."""
     lm: LanguageModel | None = None
     rows: list[Row] = field(default_factory=list)
 

@@ -57,7 +57,8 @@ def shuffled(documents: Iterable[str], seed: int) -> Iterator[str]:
 
 def _check_file(file: Path) -> None:
     if not is_there(file):
-        raise UserError(f"text.source: {str(file)!r} doesn't exist. Correct the path.")
+        several = f" Several files are a list: [{file}]." if "," in str(file) else ""
+        raise UserError(f"text.source: {str(file)!r} doesn't exist. Correct the path.{several}")
     if file.is_dir() or file.suffix not in _SUFFIXES:
         what = "a folder" if file.is_dir() else f"a {file.suffix or 'nameless'} file"
         raise UserError(f"text.source: {file} is {what}. Give {', '.join(_SUFFIXES)} files.")

@@ -1,5 +1,6 @@
 """One store that is open: where it is, whether it answers, and files out of it."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,11 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.uri import is_models_uri
 from sqlalchemy.exc import SQLAlchemyError
 
-from sae_mlflow.errors import OutOfReach, UserError
+from sae_mlflow.errors import OutOfReach, UserError, known
 from sae_mlflow.naming import ui_page
 from sae_mlflow.tracking import reach
 from sae_mlflow.tracking.client import Client
+from sae_mlflow.tracking.contents import SAE_FOLDER
 from sae_mlflow.tracking.models import Models
 from sae_mlflow.tracking.refusals import is_away
 
@@ -42,6 +44,12 @@ class Connection:
             ) from None
         except (MlflowException, SQLAlchemyError, CommandError) as error:
             first = str(error).strip().splitlines()[0]
+            if "MLFLOW_ALLOW_FILE_STORE" in first:
+                raise UserError(
+                    f"The tracking store {self.shown_uri} is a folder of files, which MLflow no "
+                    "longer writes. Name a database: sqlite:///mlflow.db, for example (MLflow "
+                    "reads the folder still with MLFLOW_ALLOW_FILE_STORE=true)."
+                ) from None
             kind = OutOfReach if is_away(error) else UserError
             raise kind(
                 f"The tracking store {self.shown_uri} can't be opened: "
@@ -124,6 +132,9 @@ class Connection:
             OutOfReach: the store doesn't answer.
             UserError: it has nothing of that name, or can't give it.
         """
+        if re.fullmatch(r"runs:/+[^/]+/?", artifact_uri):
+            sae = f"{artifact_uri.rstrip('/')}/{SAE_FOLDER}"
+            raise UserError(f"{artifact_uri} is a whole run. Its SAE is {sae}.")
         try:
             place = self.models.place(artifact_uri) if is_models_uri(artifact_uri) else artifact_uri
             found = mlflow.artifacts.download_artifacts(
@@ -133,6 +144,9 @@ class Connection:
             self._raise_if_away(error)
             self._ask(error)
             reason = " ".join(str(error).split())
+            if is_models_uri(artifact_uri):
+                there = known(self.models.names())
+                reason = f"{reason.rstrip('.')}. Registered there: {there}."
             raise UserError(
                 f"{artifact_uri} can't be read from {self.shown_uri}: {reason}"
             ) from None

@@ -83,6 +83,9 @@ class Models:
         )
         return str(created.version)
 
+    def names(self) -> list[str]:
+        return [each.name for each in self._client.search_registered_models()]
+
     def version_of_run(self, name: str, run_id: str) -> str | None:
         """The newest version of a registered model that comes from a run."""
         where = f"name = {filter_value(name)} and run_id = {filter_value(run_id)}"

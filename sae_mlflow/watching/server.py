@@ -52,7 +52,10 @@ def serving(
     try:
         server = _Server(board, port or 0, host, names)
     except (OSError, OverflowError) as error:
-        in_use = getattr(error, "errno", None) == errno.EADDRINUSE
+        number = getattr(error, "errno", None)
+        if number == errno.EADDRNOTAVAIL:
+            raise UserError(_foreign(host)) from None
+        in_use = number == errno.EADDRINUSE
         reason = "is in use" if in_use else f"can't be opened: {error}"
         raise UserError(
             f"Port {port} of {host} {reason}. Choose another with --port, or leave it out "
@@ -71,10 +74,7 @@ def _names(host: str, names: Collection[str]) -> list[str]:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        raise UserError(
-            f"--host {host!r} is no address of this machine. Write it in numbers, such as "
-            f"{LOOPBACK}, and the names for it as --allow-host NAME."
-        ) from None
+        raise UserError(_foreign(host)) from None
     own = f"[{address}]" if address.version == 6 else str(address)
     if not address.is_unspecified:
         return [own, *names, *(["localhost"] if address.is_loopback else [])]
@@ -84,6 +84,13 @@ def _names(host: str, names: Collection[str]) -> list[str]:
             "it. Say which names are right: --allow-host NAME, once for each."
         )
     return [*names]
+
+
+def _foreign(host: str) -> str:
+    return (
+        f"--host {host!r} is no address of this machine. Write it in numbers, such as "
+        f"{LOOPBACK}, and the names for it as --allow-host NAME."
+    )
 
 
 class _Server(ThreadingHTTPServer):

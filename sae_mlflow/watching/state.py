@@ -10,7 +10,7 @@ from sae_mlflow import naming
 from sae_mlflow.errors import UserError
 from sae_mlflow.health.finding import REASONS_TAG, STATUS_TAG
 from sae_mlflow.health.stored import judge_run
-from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP, RUNNING
+from sae_mlflow.tracking.contents import FAILURE_TAG, ROLE_LAYER, ROLE_SWEEP, RUNNING
 
 if TYPE_CHECKING:  # at run time it would import mlflow
     from sae_mlflow.tracking.contents import RunRow
@@ -57,6 +57,8 @@ class TrainingState:
     model: str
     status: str
     layers: tuple[LayerState, ...]
+    failure: str = ""
+    """Why it ended before its time, as the run's tag has it."""
 
     @property
     def is_running(self) -> bool:
@@ -151,7 +153,12 @@ class Watch:
         layers.sort(key=lambda layer: naming.layer_order(layer.layer))
         status = layers[0].status if self._only_layer and layers else parent.status
         return TrainingState(
-            parent.run_id, parent.experiment_id, parent.model, status, tuple(layers)
+            parent.run_id,
+            parent.experiment_id,
+            parent.model,
+            status,
+            tuple(layers),
+            "" if parent.status == RUNNING else parent.tags.get(FAILURE_TAG, ""),
         )
 
     def _layer(self, row: "RunRow") -> LayerState:

@@ -43,7 +43,9 @@ def tables(
 
 
 def news(before: Sequence[TrainingState], now: Sequence[TrainingState]) -> Iterator[str]:
-    """A line for each layer that had another epoch or another status since."""
+    """A line for each layer that had another epoch or another status since, and for a training that
+    has failed."""
+    failed = {t.run_id for t in before if t.failure}
     known = {(t.run_id, x.layer): (x.status, x.epoch) for t in before for x in t.layers}
     for training in now:
         for layer in training.layers:
@@ -52,6 +54,8 @@ def news(before: Sequence[TrainingState], now: Sequence[TrainingState]) -> Itera
             if known.get((training.run_id, layer.layer)) != (layer.status, layer.epoch):
                 facts = (f"{name} {text}" if name else text for name, text in _facts(layer))
                 yield plain("  ".join(facts))
+        if training.failure and training.run_id not in failed:
+            yield plain(f"{training.model or training.run_id}  {_failure(training)}")
 
 
 def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
@@ -124,14 +128,20 @@ def cells(layer: LayerState) -> dict[str, str]:
 
 
 def reasons(training: TrainingState) -> list[str]:
-    """A line for each layer that isn't well; many that ail of the same share one."""
+    """A line for a training that has failed, and for each layer that isn't well; many that ail of
+    the same share one."""
     by_reasons: dict[str, list[str]] = {}
     for layer in training.layers:
         if found := shown(parse_reasons(layer.reasons)):
             by_reasons.setdefault(found, []).append(plain(layer.layer))
     lines = [f"{found}: {known(layers, 4)}" for found, layers in by_reasons.items()]
     more = [f"and {len(lines) - _REASON_LINES} more"] if len(lines) > _REASON_LINES else []
-    return lines[:_REASON_LINES] + more
+    failure = [plain(_failure(training))] if training.failure else []
+    return failure + lines[:_REASON_LINES] + more
+
+
+def _failure(training: TrainingState) -> str:
+    return f"{training.status.lower()}: {training.failure.splitlines()[0]}"
 
 
 def _facts(layer: LayerState) -> list[tuple[str, str]]:
