@@ -254,7 +254,11 @@ class TrainSettings(_Section):
     tokens, as `within_epoch/total_loss` ..., whose steps are training tokens."""
     dead_after_tokens: int | None = Field(None, gt=0)
     """A latent that hasn't fired for this many tokens is dead; unset means half an epoch, at most
-    10,000,000."""
+    10,000,000, and no longer than it is between two times that dead latents start anew."""
+    aux_k_after_tokens: int | None = Field(None, gt=0)
+    """A latent that hasn't fired for this many tokens learns by AuxK (`topk`, `batchtopk`,
+    `matryoshka`, transcoders with `topk` codes); unset means a twentieth of an epoch, four batches
+    at least, and no more than `dead_after_tokens`."""
 
 
 class PlotSettings(_Section):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -18,6 +19,9 @@ from sae_mlflow.train_state import EpochSoFar
 
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 INITIAL_SAMPLE_TOKENS = 8_192
+
+# AuxK for whatever was silent in the last batch or two would disturb latents that are merely rare.
+MIN_AUX_K_AFTER_BATCHES = 4
 
 
 class Activations(Protocol):
@@ -70,8 +74,10 @@ class Trainer:
         self.has_begun = False
         self.so_far = EpochSoFar(1)
         self.peak_learning_rate = settings.learning_rate or default_learning_rate(sae.d_sae)
-        self.dead_after_tokens = settings.dead_after_tokens or min(
-            max(n_train // 2, 1), MAX_DEAD_AFTER_TOKENS
+        self.dead_after_tokens = settings.dead_after_tokens or self._default_dead_after(n_train)
+        self.aux_k_after_tokens = settings.aux_k_after_tokens or min(
+            max(n_train // 20, MIN_AUX_K_AFTER_BATCHES * settings.batch_tokens),
+            self.dead_after_tokens,
         )
         self.silent_tokens = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
         self.generator = torch.Generator()
@@ -112,7 +118,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)  # before the loss, which then has their memory
         self.sae.W_enc.grad = None
         with self._autocast:
-            loss = self.sae.loss(batch, self.dead, self.sparsity_warmup)
+            silent = self.silent_tokens >= self.aux_k_after_tokens
+            loss = self.sae.loss(batch, silent, self.sparsity_warmup)
         loss.total.backward()
         self.sae.project_gradient()
         assert self.sae.W_enc.grad is not None
@@ -140,6 +147,12 @@ class Trainer:
     def optimized(self) -> dict[str, nn.Parameter]:
         """What the optimizer steps, by the names in the SAE; latents come first where there are."""
         return dict(self.sae.named_parameters()) | {"W_enc": self.encoder_rows}
+
+    def _default_dead_after(self, n_train: int) -> int:
+        """So few tokens that a latent that never fired can start anew the first time already."""
+        times = sorted({0, *self.resampling_steps})
+        gaps = [(end - start) * self.settings.batch_tokens for start, end in pairwise(times)]
+        return max(min(n_train // 2, MAX_DEAD_AFTER_TOKENS, *gaps), 1)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         """What decides about firing is a group of its own, with another learning rate."""

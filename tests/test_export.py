@@ -364,3 +364,11 @@ def test_what_decides_how_weights_are_meant_is_true_or_false(value, folder):
         with pytest.raises(UserError, match=rf"{key} is .*; it has to be true or false\."):
             load_sae(home)
         (home / "cfg.json").write_text(whole)
+
+
+@pytest.mark.parametrize("uri", ["runs:/0123456789abcdef", "runs:/0123456789abcdef/"])
+def test_a_whole_run_is_no_sae(uri):
+    with pytest.raises(
+        UserError, match=rf"^{uri} is a whole run\. Its SAE is {uri.rstrip('/')}/sae"
+    ):
+        load_sae(uri)

@@ -99,6 +99,8 @@ def test_a_layers_params_are_its_full_settings_with_defaults_filled_in(layers):
     assert float(params["train.learning_rate"]) == pytest.approx(1e-3 / (128 / 2**14) ** 0.5)
     train_tokens = int(params["data.train_tokens"])
     assert params["train.dead_after_tokens"] == str(train_tokens // 2)
+    waits = max(train_tokens // 20, 4 * int(params["train.batch_tokens"]))
+    assert params["train.aux_k_after_tokens"] == str(waits)
     assert 3000 < train_tokens < 4096 and int(params["data.held_out_tokens"]) > 100
     assert params["data.giant_norm_train_tokens"] == "0"
 

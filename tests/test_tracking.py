@@ -250,14 +250,6 @@ def test_a_folder_is_no_store_any_more(tmp_path):
     )
 
 
-@pytest.mark.parametrize("uri", ["runs:/0123456789abcdef", "runs:/0123456789abcdef/"])
-def test_a_whole_run_is_no_sae(store, tmp_path, uri):
-    with pytest.raises(
-        UserError, match=rf"^{uri} is a whole run\. Its SAE is {uri.rstrip('/')}/sae"
-    ):
-        store.download(uri, tmp_path)
-
-
 def test_passwords_are_not_shown():
     uri = "postgresql://me:secret@host:5432/db"
     assert hide_password(uri) == "postgresql://me:***@host:5432/db"

@@ -1,5 +1,6 @@
 """SAEs as files, this project's and its peers': `save_sae`, `export_sae`, `load_sae`."""
 
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
@@ -111,8 +112,12 @@ def read_stored(source: str | Path, *, tracking_uri: str | None = None) -> tuple
     if not str(source).startswith(STORE_SCHEMES):
         path = user_path(source)
         return _read(path), path
+    from sae_mlflow.tracking.contents import SAE_FOLDER
     from sae_mlflow.tracking.store import Store
 
+    if re.fullmatch(r"runs:/+[^/]+/?", str(source)):
+        sae = f"{str(source).rstrip('/')}/{SAE_FOLDER}"
+        raise UserError(f"{source} is a whole run. Its SAE is {sae}.")
     with TemporaryDirectory() as scratch:
         copy = Store(tracking_uri).download(str(source), Path(scratch))
         try:

@@ -131,6 +131,7 @@ def _layer_params(
         "train.learning_rate": trainer.peak_learning_rate,
         "train.resample_at": trainer.resample_at,
         "train.dead_after_tokens": trainer.dead_after_tokens,
+        "train.aux_k_after_tokens": trainer.aux_k_after_tokens,
         "d_in": acts.d_in,
         "d_out": acts.d_out,
         "d_sae": sae.d_sae,

@@ -174,7 +174,8 @@ class SAE(nn.Module, ABC):
         """The loss on scaled activations.
 
         Args:
-            dead: `[d_sae]` bool, the latents that count as dead before this step.
+            dead: `[d_sae]` bool, the latents that have been silent for so long that AuxK, where
+                there is one, is for them.
             sparsity_warmup: 0 to 1, how much of its coefficient the sparsity penalty has by now.
         """
 

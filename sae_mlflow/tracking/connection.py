@@ -1,6 +1,5 @@
 """One store that is open: where it is, whether it answers, and files out of it."""
 
-import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ from sae_mlflow.errors import OutOfReach, UserError, known
 from sae_mlflow.naming import ui_page
 from sae_mlflow.tracking import reach
 from sae_mlflow.tracking.client import Client
-from sae_mlflow.tracking.contents import SAE_FOLDER
 from sae_mlflow.tracking.models import Models
 from sae_mlflow.tracking.refusals import is_away
 
@@ -132,9 +130,6 @@ class Connection:
             OutOfReach: the store doesn't answer.
             UserError: it has nothing of that name, or can't give it.
         """
-        if re.fullmatch(r"runs:/+[^/]+/?", artifact_uri):
-            sae = f"{artifact_uri.rstrip('/')}/{SAE_FOLDER}"
-            raise UserError(f"{artifact_uri} is a whole run. Its SAE is {sae}.")
         try:
             place = self.models.place(artifact_uri) if is_models_uri(artifact_uri) else artifact_uri
             found = mlflow.artifacts.download_artifacts(
