@@ -2,7 +2,8 @@
 
 Both are timed in turn within one process, on random activations: forward, loss, backward, clipping,
 Adam and decoder norm against `x W_enc + b_enc`. Medians. For architectures whose sparsity is
-learnt, biases or thresholds are set so that about k latents fire.
+learnt, biases or thresholds are set so that about k latents fire. No latent is dead, unless a
+share is given (`--dead`), to which AuxK then applies.
 """
 
 import argparse
@@ -29,7 +30,12 @@ N_BATCHES = 4
 WARM_UP = 3
 
 
-def make_trainer(architecture: str, batch: int, d_in: int, d_sae: int, k: int) -> Trainer:
+NEVER = 10**12
+
+
+def make_trainer(
+    architecture: str, batch: int, d_in: int, d_sae: int, k: int, dead: float = 0.0
+) -> Trainer:
     torch.manual_seed(0)
     settings = SAESettings(architecture=architecture, d_sae=d_sae, k=k)
     sae = build_sae(
@@ -38,9 +44,16 @@ def make_trainer(architecture: str, batch: int, d_in: int, d_sae: int, k: int) -
     sample = torch.randn(8192, d_in)
     sae.initialise(Batch(sample, sample), torch.Generator().manual_seed(0))
     make_sparse(sae, sample[:512], k)
-    # a rate that leaves the sparsity where it is; no latent counts as dead
-    train = TrainSettings(batch_tokens=batch, learning_rate=1e-9, dead_after_tokens=10**12)
-    return Trainer(sae, train, n_train=batch * 1000)
+    # a rate that leaves the sparsity where it is
+    train = TrainSettings(
+        batch_tokens=batch, learning_rate=1e-9, dead_after_tokens=NEVER, aux_k_after_tokens=NEVER
+    )
+    trainer = Trainer(sae, train, n_train=batch * 1000)
+    n_dead = round(dead * d_sae)
+    trainer.silent_tokens[:n_dead] = NEVER
+    with torch.no_grad():
+        sae.b_enc[:n_dead] -= 100.0  # which stay so
+    return trainer
 
 
 @torch.no_grad()
@@ -105,6 +118,7 @@ def main() -> None:
     parser.add_argument("--d-sae", type=int, default=4608)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--dead", type=float, default=0.0, help="share of dead latents")
     parser.add_argument("--peers", action="store_true", help="also sparsify and SAELens")
     parser.add_argument("--json", action="store_true", help="one line of JSON alone")
     args = parser.parse_args()
@@ -112,7 +126,7 @@ def main() -> None:
     sizes = args.d_in, args.d_sae
     tiny = make_trainer(args.architecture, 8, 16, 512, 2)  # compiles the kernels
     tiny.step(Batch(*[torch.randn(8, 16)] * 2))
-    trainer = make_trainer(args.architecture, args.batch, *sizes, args.k)
+    trainer = make_trainer(args.architecture, args.batch, *sizes, args.k, args.dead)
     peak = peak_mb(trainer, args.batch, args.d_in)
     l0: list[float] = []
     calls: dict[str, Callable[[Tensor], Any]] = {
@@ -139,6 +153,7 @@ def main() -> None:
         "batch": args.batch,
         "d_in": args.d_in,
         "d_sae": args.d_sae,
+        "dead": args.dead,
     }
     result |= {f"{name}_ratio": round(taken / encoder, 3) for name, taken in milliseconds.items()}
     print(json.dumps(result, indent=None if args.json else 2))

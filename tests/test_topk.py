@@ -121,12 +121,12 @@ def test_l0_and_fired_count_latents_above_zero():
     assert loss.fired.tolist() == [True, False, False]
 
 
-def test_the_start_is_unit_rows_half_their_transpose_and_the_samples_mean():
+def test_the_start_is_unit_rows_their_transpose_shorter_and_the_samples_mean():
     sae = TopKSAE(Sizes(5, 20), 2)
     sample = torch.randn(100, 5, generator=torch.Generator().manual_seed(0)) + 3
     sae.initialise(Batch(sample, sample), torch.Generator().manual_seed(1))
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(20))
-    torch.testing.assert_close(sae.W_enc, 0.5 * sae.W_dec.t())
+    torch.testing.assert_close(sae.W_enc, 0.6 * sae.W_dec.t())
     torch.testing.assert_close(sae.b_dec, sample.mean(0))
 
 

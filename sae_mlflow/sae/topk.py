@@ -15,7 +15,7 @@ from sae_mlflow.sae.support import Support
 # Of encoder rows at the start. At 1 the sum of k latents overshoots, and since Adam moves every
 # weight by about its rate, directions that are shorter turn faster: FVU is 5% lower after 210 steps
 # and 11% after 50 (benchmarks/README.md).
-ENCODER_LENGTH = 0.5
+ENCODER_LENGTH = 0.6
 
 
 class TopKSAE(SAE):
@@ -47,7 +47,7 @@ class TopKSAE(SAE):
 
     @torch.no_grad()
     def initialise(self, sample: Batch, generator: torch.Generator) -> None:
-        """As every SAE, with encoder rows half as long; not of a transcoder, whose decoder is 0."""
+        """As every SAE, with shorter encoder rows; not of a transcoder, whose decoder is 0."""
         super().initialise(sample, generator)
         if not self.transcodes:
             self.W_enc.mul_(ENCODER_LENGTH)
