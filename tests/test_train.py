@@ -68,7 +68,7 @@ def test_it_learns_and_says_so_an_epoch_at_a_time():
     steps = [r for r in records if isinstance(r, StepRecord)]
     assert [r.epoch for r in epochs] == list(range(1, 9))
     assert len(steps) == 8 * (1030 // 64) == trainer.n_steps
-    assert epochs[-1].metrics["val_fvu"] < 0.14 < 0.24 < epochs[0].metrics["val_fvu"]
+    assert epochs[-1].metrics["val_fvu"] < 0.14 < 0.23 < epochs[0].metrics["val_fvu"]
     with torch.no_grad():
         expected = fvu(acts.held_out, trainer.sae(acts.held_out))
     assert epochs[-1].metrics["val_fvu"] == pytest.approx(expected, rel=1e-5)
