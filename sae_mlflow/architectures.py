@@ -30,6 +30,7 @@ _READ_BY = {
     "sae.prefixes": ("matryoshka",),
     "sae.codes": TRANSCODERS,
     "train.firing_rate": ("jumprelu",),
+    "train.aux_k_after_tokens": _TOPK,
 }
 """The settings that only some of those that come with the package read."""
 
