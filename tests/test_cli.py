@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,11 @@ def test_train_ends_with_a_table_the_stores_place_and_the_two_next_commands(
     assert "held-out FVU" in out and "layer1" in out
     assert re.search(r"mlflow ui   then open http://\S+/runs\?workflowType=machine_learning", out)
     assert "python -m sae_mlflow.plot --experiment tiny" in out
+
+
+def test_the_command_says_its_version(monkeypatch, capsys):
+    assert sae_mlflow(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"sae-mlflow {version('sae-mlflow')}\n"
 
 
 def test_an_empty_value_means_unset(config, monkeypatch, capsys):
