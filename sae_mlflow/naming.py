@@ -43,14 +43,17 @@ _PRE_NORM, _POST_NORM = "pre_feedforward_layernorm", "post_feedforward_layernorm
 _SAE_LENS_POST_NORMED = {"post_attention_layernorm": "hook_attn_out", _POST_NORM: "hook_mlp_out"}
 
 
-def sanitise(name: str) -> str:
+def sanitise(name: str, longest: int = 120) -> str:
     """A model's name in a file name: `meta-llama/Llama-2-7b-hf` -> `meta-llama-Llama-2-7b-hf`.
 
     Only `[A-Za-z0-9._-]` survives and it never starts or ends with a dot, so it can't leave its
     folder; at most 120 characters, so that a file system takes it. What Windows takes for a device
     (`nul`, `COM1.txt`) gets an underscore in front.
+
+    Args:
+        longest: at most so many characters instead.
     """
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:120].rstrip("-.") or "model"
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:longest].rstrip("-.") or "model"
     return f"_{safe}" if _DEVICE.fullmatch(safe.partition(".")[0]) else safe
 
 

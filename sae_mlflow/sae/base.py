@@ -252,6 +252,11 @@ class SAE(nn.Module, ABC):
         """What, beside the sizes, has to be known to build this SAE again."""
         return {}
 
+    def chosen_settings(self) -> dict[str, Any]:
+        """What it was trained with of the settings that may be unset, by their names in
+        `SAESettings`: those that were given, and the values that it chose for the others."""
+        return {"d_sae": self.d_sae}
+
     # -- for the architectures ----------------------------------------------------------------
 
     @property
