@@ -87,6 +87,17 @@ def test_the_command_says_its_version(monkeypatch, capsys):
     assert capsys.readouterr().out == f"sae-mlflow {version('sae-mlflow')}\n"
 
 
+def test_settings_are_listed_by_section_with_the_values_that_they_may_have(monkeypatch, capsys):
+    assert sae_mlflow(monkeypatch, "settings") == 0
+    out = capsys.readouterr().out
+    assert "\n\nsae: The sparse autoencoder.\nsae.architecture = topk\n" in out
+    codes = "Activation function of a transcoder.\n    Values: topk, jumprelu.\n"
+    assert f"sae.codes = topk\n    {codes}" in out
+    assert "trackers = mlflow\n" in out and "    Values: mlflow, tensorboard.\n" in out
+    assert out.count("Values: png, pdf, svg.") == 1
+    assert "unset means `1e-3 / sqrt(d_sae / 2^14)`" in out
+
+
 def test_an_empty_value_means_unset(config, monkeypatch, capsys):
     """What `mlflow run` passes for a parameter that nobody gave."""
     empty = ["--model-name", "", "--layers", "", "--set", "", "--output-dir", ""]
