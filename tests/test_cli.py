@@ -78,6 +78,7 @@ def test_train_ends_with_a_table_the_stores_place_and_the_two_next_commands(
     assert sae_mlflow(monkeypatch, "train", "--config", "tiny.yaml") == 0
     out = capsys.readouterr().out
     assert "held-out FVU" in out and "layer1" in out
+    assert re.search(r"^ *tiny-llama *$", out, re.MULTILINE)  # the table's heading, of a folder
     assert re.search(r"mlflow ui   then open http://\S+/runs\?workflowType=machine_learning", out)
     assert "python -m sae_mlflow.plot --experiment tiny" in out
 
