@@ -1,5 +1,10 @@
 """The command line, `sae-mlflow` or `python -m sae_mlflow`: its commands under their names."""
 
+from typing import Annotated
+
+import typer
+
+import sae_mlflow
 from sae_mlflow.commands import cache, checkpoints
 from sae_mlflow.commands.cli import make_app, run_cli
 from sae_mlflow.commands.evaluate import evaluate_command
@@ -15,7 +20,24 @@ from sae_mlflow.commands.sync import sync_command
 from sae_mlflow.commands.train import train_command
 from sae_mlflow.commands.watch import watch_command
 
-app = make_app(help="Sparse autoencoders on language-model activations, kept as MLflow runs.")
+app = make_app()
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sae-mlflow {sae_mlflow.__version__}")
+        raise typer.Exit
+
+
+@app.callback(help="Sparse autoencoders on language-model activations, kept as MLflow runs.")
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None: ...
+
+
 app.command("train")(train_command)
 app.command("plot")(plot_command)
 app.command("watch")(watch_command)

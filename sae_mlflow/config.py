@@ -224,18 +224,17 @@ class TrainSettings(_Section):
     batch_tokens: int = Field(1024, gt=0)
     """Tokens in a step."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak of the learning rate; unset means a value for the width (see
-    `schedule.default_learning_rate`)."""
+    """Peak of the learning rate; unset means `1e-3 / sqrt(d_sae / 2^14)`."""
     optimizer: str = "adam"
     """Any optimizer of torch.optim but LBFGS, Rprop and SparseAdam, by name."""
     optimizer_options: Annotated[dict[str, Any], AfterValidator(_finite)] = Field({})
-    """What else it is made with, for example `{betas: [0.0, 0.999]}`."""
+    """What else the optimizer is made with, for example `{betas: [0.0, 0.999]}`."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from 0."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate ends: falling to 0 in a line or a half cosine, or not at all."""
     decay_fraction: float = Field(0.2, ge=0, le=1)
-    """Share of the steps, at the end, over which it falls."""
+    """Share of the steps, at the end, over which the learning rate falls."""
     sparsity_warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Share of the steps over which L1 and L0 coefficients rise from 0."""
     firing_rate: float = Field(10.0, gt=0)
@@ -265,7 +264,7 @@ class PlotSettings(_Section):
     """The pictures drawn from the store."""
 
     after_training: bool = True
-    """Draw and log them when a layer, and when all layers, have trained."""
+    """Draw and log pictures when a layer, and when all layers, have trained."""
     formats: Formats = ("png",)
     """Files of each picture: `png`, `pdf`, `svg` or several, as `png,pdf`."""
     style: str = Field("default", min_length=1)
@@ -275,7 +274,7 @@ class PlotSettings(_Section):
     """While a layer trains, draw its history again at an epoch's end, and keep each drawing for the
     image slider in the MLflow UI."""
     live_seconds: float = Field(30.0, gt=0)
-    """At least this long after the last time."""
+    """Seconds between two such drawings (`plots.live`) of a layer, at least."""
     interactive: Literal["parent", "all", "none"] = "parent"
     """Interactive pages beside the pictures: of all layers in the parent's run, `all` also of each
     layer in its own."""
@@ -285,9 +284,9 @@ class EvaluateSettings(_Section):
     """What the language model loses when an SAE stands in for its layer."""
 
     after_training: bool = True
-    """Measure it once all layers have trained."""
+    """Once all layers have trained, measure what the LM loses to each SAE."""
     tokens: int = Field(2048, gt=0)
-    """Held-out tokens that it is then measured on, in whole windows, one at least."""
+    """Held-out tokens that an SAE is measured on after training, in whole windows, one at least."""
 
 
 class OutputSettings(_Section):
@@ -299,7 +298,8 @@ class OutputSettings(_Section):
     tensorboard_dir: str = Field("tensorboard", min_length=1)
     """Folder of TensorBoard's event files, where `trackers` asks for them."""
     pt: bool = False
-    """Also write `{layer}_sae.pt`: config and state dict in one file, for `torch.load`."""
+    """Also write `{layer}_sae.pt` to `output.dir`: config and state dict in one file, for
+    `torch.load`."""
 
 
 class Settings(_Section):

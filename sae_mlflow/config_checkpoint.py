@@ -9,8 +9,9 @@ class CheckpointSettings(Section):
     """The state of a training on disk: the last two of each layer, until its run has finished."""
 
     every_seconds: float = Field(300.0, gt=0)
-    """At least this often within an epoch; at an epoch's end always."""
+    """A layer's state is saved at least this often within an epoch; at an epoch's end always."""
     dir: str | None = Field(None, min_length=1)
     """Folder of checkpoints; unset means `SAE_MLFLOW_STATE`, else the user's state folder."""
     log: bool = False
-    """Also as an artifact of the layer's run (`checkpoint/`), to go on from another machine."""
+    """Also keep checkpoints as artifacts of the layer's run (`checkpoint/`), to go on from another
+    machine."""

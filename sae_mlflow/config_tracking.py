@@ -9,5 +9,5 @@ class TrackingSettings(Section):
     """The tracking store while it is out of reach."""
 
     wait_seconds: float = Field(60.0, ge=0)
-    """So long a training that is over waits for it before it leaves the rest to `sae-mlflow
-    sync`; so long, too, for what is read from it, as the evaluation is."""
+    """So long a training that is over waits for its store before it leaves the rest to `sae-mlflow
+    sync`; so long, too, for what it reads from the store, as the evaluation does."""

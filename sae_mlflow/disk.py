@@ -14,7 +14,7 @@ _DAY = 86_400
 
 
 @dataclass(frozen=True)
-class Choice:
+class Pruning:
     """What is to be deleted.
 
     Attributes:

@@ -43,14 +43,17 @@ _PRE_NORM, _POST_NORM = "pre_feedforward_layernorm", "post_feedforward_layernorm
 _SAE_LENS_POST_NORMED = {"post_attention_layernorm": "hook_attn_out", _POST_NORM: "hook_mlp_out"}
 
 
-def sanitise(name: str) -> str:
+def sanitise(name: str, longest: int = 120) -> str:
     """A model's name in a file name: `meta-llama/Llama-2-7b-hf` -> `meta-llama-Llama-2-7b-hf`.
 
     Only `[A-Za-z0-9._-]` survives and it never starts or ends with a dot, so it can't leave its
     folder; at most 120 characters, so that a file system takes it. What Windows takes for a device
     (`nul`, `COM1.txt`) gets an underscore in front.
+
+    Args:
+        longest: at most so many characters instead.
     """
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:120].rstrip("-.") or "model"
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:longest].rstrip("-.") or "model"
     return f"_{safe}" if _DEVICE.fullmatch(safe.partition(".")[0]) else safe
 
 
@@ -65,23 +68,27 @@ def is_run_folder(name: str) -> bool:
     return _RUN_FOLDER.fullmatch(name) is not None
 
 
-def registered_name(model: str, layer: str, model_setting: str | None = None) -> str:
+def registered_name(
+    model: str, layer: str, model_setting: str | None = None, *, transcodes: bool = False
+) -> str:
     """A layer's SAEs in the model registry: `gpt2`, `layer10` -> `gpt2-layer10`.
 
-    Different models have different names. A slash, which MLflow forbids, becomes two hyphens:
-    `org/model` -> `org--model-layer10`. Where another model could have that name too, a hash tells
-    them apart: `my model` -> `my-model-76eeb051-layer10`. So does a hash of its path for a local
-    folder: `/a/gpt2` -> `gpt2-49edbaa8-layer10`.
+    A module's transcoders read other activations than its autoencoders, and have a name of their
+    own: `gpt2-layer10_mlp-transcoder`. Different models have different names. A slash, which MLflow
+    forbids, becomes two hyphens: `org/model` -> `org--model-layer10`. Where another model could
+    have that name too, a hash tells them apart: `my model` -> `my-model-76eeb051-layer10`. So does
+    a hash of its path for a local folder: `/a/gpt2` -> `gpt2-49edbaa8-layer10`.
 
     Args:
         model: its label; of a local folder, the folder's own name.
         model_setting: `model.name` as it was set; unset means the label.
+        transcodes: whether they reconstruct a module's output from its input.
     """
     path = model if model_setting is None else str(PurePosixPath(model_setting))
     name = model.replace("/", "--")
     if path != model or not _UNMISTAKABLE.fullmatch(model) or sanitise(name) != name:
         name = f"{sanitise(model)}-{sha256(path.encode(errors='surrogatepass')).hexdigest()[:8]}"
-    return f"{name}-{sanitise(layer)}"
+    return f"{name}-{sanitise(layer)}" + ("-transcoder" if transcodes else "")
 
 
 def hookpoint(layer: int | str) -> str:

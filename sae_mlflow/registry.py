@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sae_mlflow import naming
+from sae_mlflow.architectures import TRANSCODERS
 from sae_mlflow.errors import OutOfReach, UserError, known
 from sae_mlflow.formats.sae_files import load_sae
 from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER, RunRow
@@ -62,7 +63,12 @@ def register_run(store: Store, run_id: str, folder: Path | None = None) -> tuple
 
 
 def _name(row: RunRow) -> str:
-    return naming.registered_name(row.model, row.layer, row.params.get(_MODEL_SETTING))
+    return naming.registered_name(
+        row.model,
+        row.layer,
+        row.params.get(_MODEL_SETTING),
+        transcodes=row.architecture in TRANSCODERS,
+    )
 
 
 def _check(source: Path, where: str) -> None:
@@ -89,13 +95,17 @@ def promote(
 ) -> Iterator[str]:
     """Give the alias `best` to each model and layer's run of lowest `val_fvu` within an L0.
 
+    Transcoders are compared among themselves, and of each model and layer only the runs whose text
+    settings are those of its newest run: they alone have the same held-out tokens.
+
     Args:
         max_l0: largest `val_l0_norm` (its last value) that a run may have.
         model: only this one, as the tag `sae.model`, its file name or the setting has it.
         layer: only this one: `10`, `layer10`, `layers.10.mlp`.
 
     Yields:
-        For each model and layer what moved.
+        How many runs were left out for their text, where any were; for each model and layer what
+        moved.
 
     Raises:
         OutOfReach: the store doesn't answer.
@@ -105,14 +115,17 @@ def promote(
     if math.isnan(max_l0):
         raise UserError("--max-l0 nan is no L0. Give a number over 0.")
     rows = _chosen(store.layer_runs(store.find_experiment(experiment)), experiment, model, layer)
-    rows.sort(key=lambda row: (row.model, naming.layer_order(row.layer), _name(row)))
-    groups: dict[str, list[RunRow]] = {}
-    for row in rows:
-        groups.setdefault(_name(row), []).append(row)
+    groups = {name: _of_newest_text(group) for name, group in _by_name(rows).items()}
+    compared = [row for group in groups.values() for row in group]
+    if left_out := len(rows) - len(compared):
+        yield (
+            f"{left_out} of {len(rows)} runs are left out: their text.* settings differ from those "
+            "of the newest run of their layer, so their val_fvu is of other held-out tokens"
+        )
     best = {name: _best(group, max_l0) for name, group in groups.items()}
     if not any(best.values()):
-        advice = "Train again." if _within(rows, max_l0) else _TOO_DENSE
-        raise UserError(f"{experiment!r}: {_why_none(rows, max_l0)}. {advice}")
+        advice = "Train again." if _within(compared, max_l0) else _TOO_DENSE
+        raise UserError(f"{experiment!r}: {_why_none(compared, max_l0)}. {advice}")
     refused: list[str] = []
     for name, winner in best.items():
         if winner is None:
@@ -138,6 +151,24 @@ def _chosen(
         asked = " ".join(filter(None, (model, layer))) or "any model"
         raise UserError(f"{experiment!r} has no finished run of {asked}. There are: {there}.")
     return kept
+
+
+def _by_name(rows: Sequence[RunRow]) -> dict[str, list[RunRow]]:
+    """Runs under the names that their SAEs are registered by, in the layers' order."""
+    groups: dict[str, list[RunRow]] = {}
+    for row in sorted(rows, key=lambda row: (row.model, naming.layer_order(row.layer), _name(row))):
+        groups.setdefault(_name(row), []).append(row)
+    return groups
+
+
+def _of_newest_text(rows: Sequence[RunRow]) -> list[RunRow]:
+    """Of runs, newest first, those that read the same text as the first, as far as both say."""
+    newest = {key: value for key, value in rows[0].params.items() if key.startswith("text.")}
+    return [
+        row
+        for row in rows
+        if all(row.params.get(key, value) == value for key, value in newest.items())
+    ]
 
 
 def _best(rows: Sequence[RunRow], max_l0: float) -> RunRow | None:

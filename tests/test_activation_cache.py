@@ -29,7 +29,7 @@ from sae_mlflow.activations.harvest import fill_activations
 from sae_mlflow.activations.layer import open_activations
 from sae_mlflow.activations.plan import plan_activations
 from sae_mlflow.config import Settings
-from sae_mlflow.disk import Choice
+from sae_mlflow.disk import Pruning
 from sae_mlflow.errors import UserError
 from sae_mlflow.lm.files import weights_hash
 from sae_mlflow.lm.loading import load_language_model
@@ -292,10 +292,10 @@ def test_the_cache_is_listed_and_pruned(tiny_settings: Make) -> None:
     assert entries[1].model.endswith("tiny-llama")
     assert entries[1].bytes == sum(f.stat().st_size for f in old.folder.iterdir())
     with pytest.raises(UserError, match=rf"'nope'. There are: {new.key}, {old.key}"):
-        cache.prune_cache(Choice(["nope"]))
-    assert cache.prune_cache(Choice(older_than_days=1)).freed == entries[1].bytes
+        cache.prune_cache(Pruning(["nope"]))
+    assert cache.prune_cache(Pruning(older_than_days=1)).freed == entries[1].bytes
     assert [entry.key for entry in cache.list_cache()] == [new.key]
-    assert cache.prune_cache(Choice([new.key])).freed == entries[0].bytes
+    assert cache.prune_cache(Pruning([new.key])).freed == entries[0].bytes
     assert cache.list_cache() == []
 
 
@@ -310,6 +310,6 @@ def test_an_entry_that_is_being_written_is_not_pruned(tiny_settings: Make) -> No
     plan = planned(tiny_settings())
     fill = fill_activations(plan, load_language_model(plan.settings.model))
     next(fill)
-    assert cache.prune_cache(Choice(everything=True)).freed == 0
+    assert cache.prune_cache(Pruning(everything=True)).freed == 0
     fill.close()
-    assert cache.prune_cache(Choice(everything=True)).freed > 0
+    assert cache.prune_cache(Pruning(everything=True)).freed > 0

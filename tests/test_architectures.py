@@ -354,3 +354,18 @@ def test_a_penaltys_weight_is_for_a_loss_that_is_a_mean_over_dimensions(
     assert getattr(sae, setting) == pytest.approx(weight)
     given = build_sae(chosen.model_copy(update={setting: 0.125}), (4,), 7)
     assert getattr(given, setting) == 0.125
+
+
+@pytest.mark.parametrize(
+    ("architecture", "chosen"),
+    [
+        ("topk", {"aux_k": 2}),
+        ("matryoshka", {"aux_k": 2, "prefixes": (2, 4, 8, 16, 32)}),
+        ("gated", {"l1_coefficient": 3.5 / 4}),
+        ("jumprelu", {"l0_coefficient": 1 / 4}),
+        ("transcoder", {"aux_k": 3}),
+    ],
+)
+def test_an_sae_says_what_it_chose_for_what_was_unset(architecture, chosen):
+    sae = build_sae(SAESettings(architecture=architecture, k=2), (4,), 7)
+    assert sae.chosen_settings() == {"d_sae": 32} | chosen

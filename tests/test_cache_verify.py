@@ -22,7 +22,7 @@ from sae_mlflow.activations import cache
 from sae_mlflow.activations.harvest import fill_activations
 from sae_mlflow.activations.layer import open_activations
 from sae_mlflow.activations.verification import verify_cache
-from sae_mlflow.disk import Choice, free_bytes
+from sae_mlflow.disk import Pruning, free_bytes
 from sae_mlflow.errors import UserError
 from sae_mlflow.lm.loading import load_language_model
 
@@ -115,7 +115,7 @@ def test_what_is_bad_is_named_with_its_place_and_repair(tiny_settings):
     unknown = verify("nope")
     assert unknown.returncode == 2
     assert unknown.stderr.startswith("error: No cached activations 'nope'. There are: ")
-    cache.prune_cache(Choice([plan.key]))
+    cache.prune_cache(Pruning([plan.key]))
     assert verify().returncode == 0
 
 
@@ -199,7 +199,7 @@ def test_facts_that_a_disk_has_changed_are_named_and_hide_no_entry(tiny_settings
     assert found.startswith("meta.json: it ")
     assert not planned(plan.settings).missing  # a person reads the facts; the rows are whole
     (plan.folder / "meta.json").unlink()
-    assert cache.prune_cache(Choice([plan.key])).freed > 0
+    assert cache.prune_cache(Pruning([plan.key])).freed > 0
 
 
 def test_the_disk_fills_while_activations_are_written(tiny_settings, tmp_path, monkeypatch):

@@ -13,13 +13,13 @@ from faults.moments import in_an_epoch, there
 
 from sae_mlflow.checkpoint import checkpoints, remove_checkpoints, save_checkpoint
 from sae_mlflow.commands.checkpoints import checkpoints_list
-from sae_mlflow.disk import Choice, Pruned
+from sae_mlflow.disk import Pruned, Pruning
 from sae_mlflow.errors import UserError
 from sae_mlflow.runs.kept import list_kept, prune_kept
 from sae_mlflow.runs.lock import LOOK_SECONDS, hold, is_held, let_go
 
 DAY = 86_400
-ALL = Choice(everything=True)
+ALL = Pruning(everything=True)
 LAYER, PARENT = "a" * 32, "b" * 32
 TENSORS = {"a": torch.zeros(4)}
 FACTS = {"lock": PARENT, "model": "m", "layer": "l", "trainer": {"epoch": 1, "steps_done": 2}}
@@ -151,7 +151,7 @@ def test_only_folders_of_runs_are_pruned_and_what_was_deleted_is_counted(tmp_pat
     assert prune_kept(tmp_path, ALL) == Pruned(size, {})
     assert note.exists() and len([*tmp_path.glob("*/*")]) == 4
     with pytest.raises(UserError, match="No checkpoints of run 'films'"):
-        prune_kept(tmp_path, Choice(["films"]))
+        prune_kept(tmp_path, Pruning(["films"]))
 
 
 def test_a_damaged_newest_one_hides_no_training(tmp_path):

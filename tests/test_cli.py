@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -81,8 +82,25 @@ def test_train_ends_with_a_table_the_stores_place_and_the_two_next_commands(
     out = capsys.readouterr().out
     assert "held-out FVU" in out and "layer1" in out
     assert "Evaluating on 192 held-out tokens" in out  # 2,048 were asked for
+    assert re.search(r"^ *tiny-llama *$", out, re.MULTILINE)  # the table's heading, of a folder
     assert re.search(r"mlflow ui   then open http://\S+/runs\?workflowType=machine_learning", out)
     assert "python -m sae_mlflow.plot --experiment tiny" in out
+
+
+def test_the_command_says_its_version(monkeypatch, capsys):
+    assert sae_mlflow(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"sae-mlflow {version('sae-mlflow')}\n"
+
+
+def test_settings_are_listed_by_section_with_the_values_that_they_may_have(monkeypatch, capsys):
+    assert sae_mlflow(monkeypatch, "settings") == 0
+    out = capsys.readouterr().out
+    assert "\n\nsae: The sparse autoencoder.\nsae.architecture = topk\n" in out
+    codes = "Activation function of a transcoder.\n    Values: topk, jumprelu.\n"
+    assert f"sae.codes = topk\n    {codes}" in out
+    assert "trackers = mlflow\n" in out and "    Values: mlflow, tensorboard.\n" in out
+    assert out.count("Values: png, pdf, svg.") == 1
+    assert "unset means `1e-3 / sqrt(d_sae / 2^14)`" in out
 
 
 def test_an_empty_value_means_unset(config, monkeypatch, capsys):

@@ -63,6 +63,34 @@ def test_settings_are_named_where_a_layer_has_several():
     assert labels == {"a": "sae.k=64, train.epochs=unset", "b": "sae.k=32, train.epochs=5"}
 
 
+def labels_of(*rows: RunRow) -> list[str]:
+    return [setting_labels(groups(rows, "latest"))[i] for i in range(len(rows))]
+
+
+RATES = {"64": 0.016, "128": 0.011}
+
+
+def test_what_nobody_set_is_not_named_where_the_rest_tells_the_runs_apart():
+    """A learning rate and AuxK's share follow from a width that was set."""
+    nobody = {"derived": "sae.aux_k,train.learning_rate"}
+    rows = [row(w, sae__d_sae=w, train__learning_rate=RATES[w], **nobody) for w in RATES]
+    assert labels_of(*rows) == ["sae.d_sae=64", "sae.d_sae=128"]
+
+
+def test_what_was_set_in_one_of_the_runs_is_named_in_all():
+    one = row("a", sae__d_sae=64, train__learning_rate=0.016, derived="train.learning_rate")
+    other = row("b", sae__d_sae=64, train__learning_rate=0.001, derived="sae.aux_k")
+    assert labels_of(one, other) == ["train.learning_rate=0.016", "train.learning_rate=0.001"]
+
+
+def test_what_nobody_set_is_named_where_nothing_else_tells_the_runs_apart():
+    """Such as runs of two versions with other defaults; and older ones don't say what was set."""
+    rows = [row(w, train__learning_rate=RATES[w], derived="train.learning_rate") for w in RATES]
+    assert labels_of(*rows) == ["train.learning_rate=0.016", "train.learning_rate=0.011"]
+    older = [row(w, sae__d_sae=w, train__learning_rate=RATES[w]) for w in RATES]
+    assert labels_of(*older)[0] == "sae.d_sae=64, train.learning_rate=0.016"
+
+
 def test_settings_are_not_named_where_each_layer_has_one():
     grouped = groups([row("a", "layer1", sae__k=64), row("b", "layer2")], "latest")
     assert setting_labels(grouped) == ["", ""]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -17,11 +18,12 @@ from sae_mlflow import load_sae
 from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.commands.train import _train
 from sae_mlflow.errors import UserError
-from sae_mlflow.health.stored import judge_run, record, rows_of_run
+from sae_mlflow.health.stored import judge_run, record
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.stopping import Stopping
 from sae_mlflow.tracking.store import Store
+from sae_mlflow.tracking.trainings import rows_of_run
 from sae_mlflow.watching.state import Watch
 
 QUIET = ("plots.after_training=false", "plots.live=false")
@@ -239,7 +241,10 @@ def test_without_a_failed_run_the_command_exits_0(past):
 def test_a_parent_stands_for_its_layers(past):
     store, runs = past
     rows = rows_of_run(store, runs["parent"])
-    assert [row.layer for row in rows] == ["layer1", "layer2", "layer3", "layer4"]
+    assert [row.layer for row in rows] == ["layer4", "layer3", "layer2", "layer1"]
+    done = health_command("--run", runs["parent"], "--tracking-uri", store.uri, "--no-log")
+    shown = dict.fromkeys(re.findall(r"layer\d", done.stdout))
+    assert list(shown) == ["layer1", "layer2", "layer3", "layer4"]
 
 
 def test_bad_input_is_said_and_exits_2(past):

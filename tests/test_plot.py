@@ -622,4 +622,8 @@ def test_layers_are_written_as_in_settings(text, labels):
 def test_file_names_stay_short_and_apart():
     assert len(stem("x" * 500, "layer10", "text.source=" + "y" * 500)) <= 180
     assert stem("x" * 500, "layer10").endswith("_layer10")
+    alike = [stem("m", "layer10", "text.source=" + "y" * 500 + end) for end in "ab"]
+    assert [name[-9] for name in alike] == ["-", "-"] and alike[0][:-8] == alike[1][:-8]
+    assert alike[0] != alike[1] and max(map(len, alike)) == 180
+    assert stem("m", "layer10", "sae.k=8") == "m_layer10_sae.k-8"
     assert distinct(["a", "b", "a", "a"]) == ["a", "b", "a-2", "a-3"]

@@ -24,7 +24,7 @@ from saved_saes import change_config, saved
 
 from sae_mlflow import load_sae, naming
 from sae_mlflow.activations import cache
-from sae_mlflow.activations.store import Store as RowStore
+from sae_mlflow.activations.store import ActivationFiles
 from sae_mlflow.activations.verification import verify_cache
 from sae_mlflow.config import Settings, TextSettings, load_settings, parse_set, setting_docs
 from sae_mlflow.errors import UserError
@@ -416,7 +416,7 @@ N_ROWS = (3, 0, 2, 5)
 def rows_on_disk(tmp_path_factory):
     """Four windows of one hookpoint: their store, and the bytes of its files."""
     folder = tmp_path_factory.mktemp("entries") / "0123456789abcdef"
-    store = RowStore(folder, "layers.1", 4, torch.float32, np.cumsum([0, *N_ROWS]))
+    store = ActivationFiles(folder, "layers.1", 4, torch.float32, np.cumsum([0, *N_ROWS]))
     folder.mkdir()
     store.cut(0)
     rows = torch.randn(sum(N_ROWS), 4, generator=torch.Generator().manual_seed(0))
@@ -438,7 +438,7 @@ def test_any_change_to_cached_rows_is_found_and_what_counts_as_good_is(rows_on_d
         folder.mkdir(parents=True)
         for each, whole in (files | {name: content}).items():
             (folder / each).write_bytes(whole)
-        here = RowStore(folder, "layers.1", 4, torch.float32, store.rows_before)
+        here = ActivationFiles(folder, "layers.1", 4, torch.float32, store.rows_before)
         progress = here.progress()
         assert (progress.windows == 4) == (content == files[name])
         good = int(store.rows_before[progress.windows])

@@ -67,10 +67,13 @@ def experiment(store, request):
 def trained(store, experiment, model, sae_folder):
     """`trained(layer, fvu, l0)`: a finished layer run with an SAE; returns its id."""
 
-    def train(layer="layer10", fvu=0.3, l0=32.0, status="FINISHED", setting=model):
+    def train(
+        layer="layer10", fvu=0.3, l0=32.0, status="FINISHED", setting=model, kind="topk", tokens=9
+    ):
         tags = {"sae.role": "layer", "sae.model": model, "sae.layer": layer}
+        tags["sae.architecture"] = kind
         run = store.open_run(store.experiment_id(experiment), "r", tags)
-        run.log_params({"model.name": setting})
+        run.log_params({"model.name": setting, "text.source": "a.txt", "text.tokens": tokens})
         run.log_metrics(1, {"val_fvu": 0.9, "val_l0_norm": 1.0})
         run.log_metrics(2, {"val_fvu": fvu, "val_l0_norm": l0})
         run.log_folder(sae_folder[0], "sae")
@@ -204,6 +207,34 @@ def test_two_folders_of_one_name_are_two_models(store, trained, experiment, mode
     assert line == moved["/b/checkpoint-9"]
     stays = moved["/b/checkpoint-9"].replace("moved to", "stays at")
     assert sorted(promote(store, experiment, 40)) == sorted([moved["/a/checkpoint-9"], stays])
+
+
+def test_transcoders_of_a_module_are_promoted_apart_from_its_autoencoders(
+    store, trained, experiment, model
+):
+    """They read its input and not its output: their val_fvu says nothing of one another."""
+    sae = trained("layer1_mlp", fvu=0.3)
+    trained("layer1_mlp", fvu=0.2, kind="transcoder")
+    skip = trained("layer1_mlp", fvu=0.1, kind="skip_transcoder")
+    name = registered_name(model, "layer1_mlp")
+    assert sorted(promote(store, experiment, 40)) == [
+        f"models:/{name}-transcoder@best moved to version 1 (run {skip}, val_fvu 0.1 at L0 32)",
+        f"models:/{name}@best moved to version 1 (run {sae}, val_fvu 0.3 at L0 32)",
+    ]
+
+
+def test_promote_compares_only_runs_of_the_newest_ones_text(store, trained, experiment):
+    """A val_fvu of other held-out tokens is another number."""
+    trained(fvu=0.1, tokens=5), trained(fvu=0.1, tokens=7), trained("layer11", tokens=5)
+    good, _ = trained(fvu=0.3), trained(fvu=0.4)
+    said, layer10, layer11 = promote(store, experiment, 40)
+    assert said == (
+        "2 of 5 runs are left out: their text.* settings differ from those of the newest run of "
+        "their layer, so their val_fvu is of other held-out tokens"
+    )
+    assert f"(run {good}, val_fvu 0.3" in layer10 and "layer11@best" in layer11
+    with pytest.raises(UserError, match="the lowest there is 32"):
+        list(promote(store, experiment, 31))
 
 
 def test_promote_without_a_run_within_the_l0_names_the_lowest(store, trained, experiment):

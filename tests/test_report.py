@@ -370,7 +370,8 @@ def test_bad_input_is_one_line_and_status_2(report, tmp_path, arguments, message
 
 def test_the_error_names_the_experiments_there_are_and_where_there_are_no_runs(report):
     assert "llama2" in report("--experiment", "llama3")[2]
-    assert "has no SAE runs, so there is nothing to report" in report("--experiment", "empty")[2]
+    train = "Train some with sae-mlflow train --experiment-name empty, or name another."
+    assert f"has no SAE runs. {train}" in report("--experiment", "empty")[2]
 
 
 def test_a_run_that_is_no_parent_or_of_another_experiment_is_refused(report):

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sae_mlflow import naming
-from sae_mlflow.disk import Choice, Pruned, free_bytes, in_units
+from sae_mlflow.disk import Pruned, Pruning, free_bytes, in_units
 from sae_mlflow.errors import UserError, known, reason_of
 from sae_mlflow.folders import CACHE_VARIABLE, cache_folder, is_file, make_folder, why_unwritable
 
@@ -159,7 +159,7 @@ def named_entries(keys: Collection[str]) -> list[CacheEntry]:
     return entries
 
 
-def prune_cache(choice: Choice) -> Pruned:
+def prune_cache(choice: Pruning) -> Pruned:
     """Delete entries of the activation cache, by their keys.
 
     An entry that is being written at the moment stays, and so does another user's.

@@ -10,7 +10,7 @@ from sae_mlflow.activations import cache
 from sae_mlflow.activations.finite import NotFinite, count_not_finite
 from sae_mlflow.activations.norms import NormCheck, norm_cap
 from sae_mlflow.activations.plan import ActivationPlan
-from sae_mlflow.activations.store import RowFile, Store
+from sae_mlflow.activations.store import ActivationFiles, RowFile
 from sae_mlflow.errors import UserError
 from sae_mlflow.lm.sites import Site
 from sae_mlflow.sae.base import Batch
@@ -177,7 +177,7 @@ def _usual_rows(plan: ActivationPlan, within: list[Tensor]) -> tuple[Tensor, Ten
     return train, held_out + n_train
 
 
-def _scaled(store: Store, norms: Tensor, train_rows: Tensor) -> ScaledRows:
+def _scaled(store: ActivationFiles, norms: Tensor, train_rows: Tensor) -> ScaledRows:
     power = norms[train_rows].double().square().mean().item() / store.d_in
     if not power:
         raise UserError(f"{store.hookpoint}: all activations are 0. Choose another module.")

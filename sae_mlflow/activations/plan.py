@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sae_mlflow.activations import cache
-from sae_mlflow.activations.store import Progress, Store
+from sae_mlflow.activations.store import ActivationFiles, Progress
 from sae_mlflow.config import Settings
 from sae_mlflow.disk import in_units
 from sae_mlflow.errors import UserError
@@ -36,7 +36,7 @@ class ActivationPlan:
     windows: Windows
     key: str
     sites: tuple[Site, ...]
-    stores: tuple[Store, ...]
+    stores: tuple[ActivationFiles, ...]
     """One for each hookpoint of the sites, however many of them need it."""
     missing: tuple[str, ...]
     """Hookpoints that aren't whole in the cache."""
@@ -75,7 +75,7 @@ def plan_activations(settings: Settings, windows: Windows) -> ActivationPlan:
     key = _key(settings, windows)
     kept = windows.kept(all_windows(windows)).sum(axis=1)
     stores = tuple(
-        Store(
+        ActivationFiles(
             folder=cache.activations_folder() / key,
             hookpoint=hookpoint,
             d_in=widths[hookpoint],
@@ -164,7 +164,7 @@ def _report_damage(key: str, progress: Mapping[str, Progress]) -> None:
 
 
 def starts_of(
-    stores: Sequence[Store], progress: Mapping[str, Progress], batch_windows: int
+    stores: Sequence[ActivationFiles], progress: Mapping[str, Progress], batch_windows: int
 ) -> dict[str, int]:
     """The window from which each hookpoint that isn't whole goes on; always a batch's first, so
     that an interrupted fill ends in the same bytes as one in one go."""

@@ -59,7 +59,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Store:
+class ActivationFiles:
     """One hookpoint's files."""
 
     folder: Path

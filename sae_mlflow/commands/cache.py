@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sae_mlflow.commands.cli import make_app
-from sae_mlflow.disk import Choice, in_units
+from sae_mlflow.disk import Pruning, in_units
 from sae_mlflow.errors import UserError
 from sae_mlflow.terminal import say
 
@@ -88,7 +88,7 @@ def cache_prune(
     """Delete cached activations; a training that needs them collects them again."""
     from sae_mlflow.activations.cache import prune_cache
 
-    choice = Choice(keys or (), older_than_days, everything)
+    choice = Pruning(keys or (), older_than_days, everything)
     if not choice:
         raise UserError("Nothing was chosen. Give keys (`cache list`), --older-than-days or --all.")
     for line in prune_cache(choice).lines():

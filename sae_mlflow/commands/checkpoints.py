@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sae_mlflow.commands.cli import make_app
-from sae_mlflow.disk import Choice, in_units
+from sae_mlflow.disk import Pruning, in_units
 from sae_mlflow.errors import UserError
 from sae_mlflow.folders import is_folder, own_checkpoints_folder, user_path
 from sae_mlflow.terminal import say
@@ -46,7 +46,7 @@ def checkpoints_prune(
     """Delete checkpoints; those layers can only be trained afresh then. What runs is left alone."""
     from sae_mlflow.runs.kept import prune_kept
 
-    choice = Choice(runs or (), older_than_days, everything)
+    choice = Pruning(runs or (), older_than_days, everything)
     if not choice:
         raise UserError(
             "Nothing was chosen. Give runs (`checkpoints list`), --older-than-days or --all."

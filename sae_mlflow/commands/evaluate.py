@@ -50,13 +50,18 @@ def evaluate_command(
     """
     if bool(run) == bool(experiment):
         raise UserError("Give one of --run ID and --experiment NAME.")
-    from sae_mlflow.evaluation.runs import Request, evaluate_runs, rows_of_experiment, rows_of_run
+    from sae_mlflow.evaluation.runs import (
+        Request,
+        evaluate_runs,
+        finished_of_experiment,
+        finished_of_run,
+    )
     from sae_mlflow.memory import keep_freed_memory
     from sae_mlflow.tracking.store import Store
 
     keep_freed_memory()
     store = Store(tracking_uri or None)
-    rows = rows_of_run(store, run) if run else rows_of_experiment(store, experiment or "")
+    rows = finished_of_run(store, run) if run else finished_of_experiment(store, experiment or "")
     request = Request(tokens, latents, tuple(dict.fromkeys(latent or ())), trust_remote_code)
     for line in evaluate_runs(store, rows, request):
         say(line)

@@ -33,13 +33,14 @@ def health_command(
         raise UserError("Give one of --experiment NAME and --run ID.")
     from rich.console import Console
 
-    from sae_mlflow.health.stored import judge_run, record, rows_of_experiment, rows_of_run
+    from sae_mlflow.health.stored import judge_run, record
     from sae_mlflow.health.table import health_table
     from sae_mlflow.tracking.store import Store
+    from sae_mlflow.tracking.trainings import rows_of_experiment, rows_of_run
 
     store = Store(tracking_uri or None)
     rows = rows_of_run(store, run) if run else rows_of_experiment(store, experiment or "")
-    judged = [(row, judge_run(store, row)) for row in rows]
+    judged = [(row, judge_run(store, row)) for row in reversed(rows)]
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_FILE_WIDTH)

@@ -48,7 +48,10 @@ def plot_command(
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="Only this metric (any in the store): one picture a layer, one overlay."),
+        typer.Option(
+            help="Only this metric, any that was logged: a picture of it of each layer, of all "
+            "layers, and in comparisons."
+        ),
     ] = None,
     runs: Annotated[
         Literal["latest", "all"] | None,

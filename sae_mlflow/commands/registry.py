@@ -34,7 +34,8 @@ def promote_command(
 ) -> None:
     """Move the alias `best` to the run with the lowest val_fvu within an L0, for each layer.
 
-    A run that isn't registered yet is registered first.
+    A run that isn't registered yet is registered first. Only runs with the text settings of a
+    layer's newest run are compared.
     """
     from sae_mlflow.registry import promote
     from sae_mlflow.tracking.store import Store

@@ -26,15 +26,9 @@ from sae_mlflow.lm.loading import load_language_model, load_tokenizer
 from sae_mlflow.plots.choice import finished_rows
 from sae_mlflow.plots.frames import describe
 from sae_mlflow.text.corpus import Windows, token_windows
-from sae_mlflow.tracking.contents import (
-    DIGEST_LENGTH,
-    EVALUATION_FOLDER,
-    FINISHED,
-    ROLE_LAYER,
-    ROLE_SWEEP,
-    RunRow,
-)
+from sae_mlflow.tracking.contents import DIGEST_LENGTH, EVALUATION_FOLDER, FINISHED, RunRow
 from sae_mlflow.tracking.store import Store
+from sae_mlflow.tracking.trainings import rows_of_run
 
 _SAES_AT_ONCE = 8  # that share a clean pass, and the memory
 
@@ -63,31 +57,23 @@ class _Bench:
     windows: Windows
 
 
-def rows_of_run(store: Store, run_id: str) -> list[RunRow]:
+def finished_of_run(store: Store, run_id: str) -> list[RunRow]:
     """A finished layer run, or those of a parent.
 
     Raises:
         UserError: there is no such run, it has no SAE, or hasn't finished.
     """
-    row = store.find_run(run_id)
-    role = row.tags.get("sae.role")
-    rows = [row] if role == ROLE_LAYER else []
-    if role == ROLE_SWEEP:
-        rows = store.layer_runs(row.experiment_id, parent_id=run_id, finished=False)
-    finished = [each for each in rows if each.status == FINISHED]
-    if rows and not finished:
-        raise UserError(
-            f"Run {run_id} ({row.name}) is {rows[0].status}: only finished runs have an SAE to "
-            "evaluate. Wait for it, or train again."
-        )
+    rows = rows_of_run(store, run_id)
+    finished = [row for row in rows if row.status == FINISHED]
     if not finished:
         raise UserError(
-            f"Run {run_id} ({row.name}) is no training of an SAE. Give a layer's run or its parent."
+            f"Run {run_id} is {rows[0].status}: only finished runs have an SAE to evaluate. Wait "
+            "for it, or train again."
         )
     return finished
 
 
-def rows_of_experiment(store: Store, experiment: str) -> list[RunRow]:
+def finished_of_experiment(store: Store, experiment: str) -> list[RunRow]:
     """All finished layer runs of an experiment.
 
     Raises:

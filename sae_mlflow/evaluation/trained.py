@@ -8,8 +8,9 @@ from typing import Any
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.stored_settings import stored_settings
+from sae_mlflow.formats.place import hookpoints
 from sae_mlflow.formats.sae_files import CONFIG_FILE as SAE_CONFIG_FILE
-from sae_mlflow.formats.stored_sae import hookpoints, whole_number
+from sae_mlflow.formats.stored_sae import whole_number
 from sae_mlflow.formats.weight_files import read_json
 from sae_mlflow.lm.sites import Site
 from sae_mlflow.tracking.contents import CONFIG_FILE, SAE_FOLDER, RunRow

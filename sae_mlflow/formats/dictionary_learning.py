@@ -15,6 +15,7 @@ from torch import Tensor
 from sae_mlflow import naming
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.formats import stored_sae
+from sae_mlflow.formats.place import hookpoints
 from sae_mlflow.formats.stored_sae import AUTOENCODERS, StoredSAE
 from sae_mlflow.formats.weight_files import read_json, read_pt
 
@@ -88,7 +89,7 @@ def _class_of(stored: StoredSAE) -> tuple[str, int | None]:
 
 def _trainer(stored: StoredSAE, dict_class: str, k: int | None) -> dict[str, Any]:
     about = stored.config.get("metadata", {})
-    hookpoint = next(iter(stored_sae.hookpoints(stored.config, "in")), "")
+    hookpoint = next(iter(hookpoints(stored.config, "in")), "")
     return {
         "trainer_class": "sae_mlflow",
         "dict_class": dict_class,
@@ -119,10 +120,17 @@ def read(folder: Path) -> StoredSAE:
     if dict_class == "AutoEncoder" and not _is_unit(weights["W_dec"]):
         weights = stored_sae.unit_decoder(weights)
     architecture = _architecture(dict_class)
-    config = {"architecture": architecture, "d_in": d_in, "d_sae": d_sae, "metadata": {}}
+    config = {"architecture": architecture, "d_in": d_in, "d_sae": d_sae}
+    config["metadata"] = _place(trainer)
     if architecture == "topk":
         config["k"] = trainer.get("k")
     return StoredSAE(config, weights)
+
+
+def _place(trainer: dict[str, Any]) -> dict[str, Any]:
+    """Where it stands, under our names."""
+    ours = {"lm_name": "model_name", "submodule_name": "hook_name", "layer": "layer"}
+    return {ours[key]: trainer[key] for key in ours if trainer.get(key) not in (None, "")}
 
 
 def _architecture(dict_class: str) -> str:

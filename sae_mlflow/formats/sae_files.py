@@ -13,6 +13,7 @@ from sae_mlflow.errors import UserError, known, reason_of
 from sae_mlflow.folders import is_file, is_folder, user_path
 from sae_mlflow.formats import dictionary_learning, pt, sae_lens, sparsify, stored_sae
 from sae_mlflow.formats.stored_sae import StoredSAE
+from sae_mlflow.lm.loading import resolve_device
 from sae_mlflow.sae import SAE
 
 CONFIG_FILE = sae_lens.CONFIG_FILE
@@ -95,16 +96,21 @@ def load_sae(source: str | Path, *, device: str = "cpu", tracking_uri: str | Non
         source: a folder as this package, SAELens, sparsify or dictionary_learning writes it; a
             `.pt` file of this package; or in the tracking store a run's (`runs:/ID/sae`) or a
             registered model (`models:/NAME@ALIAS`, `models:/NAME/VERSION`).
+        device: a torch device, or `auto` (cuda, else cpu).
         tracking_uri: the store of a source in one; unset means MLflow's own setting.
 
     Returns:
-        The SAE in float32 and evaluation mode, for raw activations `[..., d_in]`.
+        The SAE in float32 and evaluation mode, for raw activations `[..., d_in]`. Its `metadata`
+        says where it belongs, as far as its files do: `model_name`, `layer` (the block, counted
+        from 0), `hookpoints_in` and `hookpoints_out` (`layers.10`; a peer's `hook_name`).
 
     Raises:
-        UserError: nothing is there, or it is not an SAE that this package knows.
+        UserError: nothing is there, it is not an SAE that this package knows, or the device isn't
+            here.
     """
+    where = resolve_device(device, "device")
     stored, file = read_stored(source, tracking_uri=tracking_uri)
-    return stored_sae.build(stored, file).to(device).eval().requires_grad_(False)
+    return stored_sae.build(stored, file).to(where).eval().requires_grad_(False)
 
 
 def read_stored(source: str | Path, *, tracking_uri: str | None = None) -> tuple[StoredSAE, Path]:

@@ -3,7 +3,6 @@
 The scale of training is folded in, so that its weights work on the LM's raw activations.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -15,6 +14,7 @@ from sae_mlflow import architectures, naming
 from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import ModelSettings, Settings
 from sae_mlflow.errors import UserError, known
+from sae_mlflow.formats.place import place
 from sae_mlflow.lm.loading import block_modules
 from sae_mlflow.lm.sites import Site
 from sae_mlflow.sae import SAE, sae_from_config
@@ -106,20 +106,8 @@ def build(stored: StoredSAE, file: Path) -> SAE:
     sae = sae_from_config(config)
     _check_weights(sae, weights, file)
     sae.load_state_dict(weights)
+    sae.metadata = place(config)
     return sae
-
-
-def hookpoints(config: Mapping[str, Any], side: str) -> tuple[str, ...]:
-    """Where an SAE stands, as its config says; empty where that doesn't.
-
-    Args:
-        side: `in`, what it reads, or `out`, what it reconstructs.
-    """
-    about = config.get("metadata")
-    names = about.get(f"hookpoints_{side}") if isinstance(about, dict) else None
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        return tuple(names)
-    return ()
 
 
 def check_architecture(architecture: object, file: Path) -> None:

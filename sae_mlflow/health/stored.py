@@ -1,6 +1,5 @@
 """A run of the store, judged: live or long over."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -11,7 +10,7 @@ from sae_mlflow.health.check import check
 from sae_mlflow.health.curves import History
 from sae_mlflow.health.facts import facts_of
 from sae_mlflow.health.finding import HEALTH_FILE, Verdict
-from sae_mlflow.tracking.contents import FAILURE_TAG, ROLE_LAYER, ROLE_SWEEP
+from sae_mlflow.tracking.contents import FAILURE_TAG
 
 if TYPE_CHECKING:  # at run time it would import mlflow
     from sae_mlflow.tracking.contents import RunRow
@@ -72,33 +71,3 @@ def record(run: "OpenRun", verdict: Verdict) -> None:
             f"{HEALTH_FILE} can't be logged to run {run.run_id}: {error}. See that its artifact "
             "location can be written from here, or look only, with --no-log."
         ) from None
-
-
-def rows_of_experiment(store: "Store", experiment: str) -> "Sequence[RunRow]":
-    """All SAE trainings of an experiment, however they ended; the oldest first.
-
-    Raises:
-        UserError: there is no such experiment, or none in it.
-    """
-    rows = store.layer_runs(store.find_experiment(experiment), finished=False)
-    if not rows:
-        raise UserError(f"Experiment {experiment!r} in {store.shown_uri} has no SAE runs.")
-    return rows[::-1]
-
-
-def rows_of_run(store: "Store", run_id: str) -> "Sequence[RunRow]":
-    """A layer's run, or those of a parent.
-
-    Raises:
-        UserError: there is no such run, or it isn't an SAE training.
-    """
-    row = store.find_run(run_id)
-    role = row.tags.get("sae.role")
-    rows = [row] if role == ROLE_LAYER else []
-    if role == ROLE_SWEEP:
-        rows = store.layer_runs(row.experiment_id, parent_id=run_id, finished=False)[::-1]
-    if not rows:
-        raise UserError(
-            f"Run {run_id} ({row.name}) is no training of an SAE. Give a layer's run or its parent."
-        )
-    return rows

@@ -202,8 +202,11 @@ def load_language_model(model: ModelSettings) -> LanguageModel:
         return LanguageModel(loaded.to(device), model.name)
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, setting: str = "model.device") -> torch.device:
     """A torch device that is there; `auto` is cuda, else cpu.
+
+    Args:
+        setting: what the user calls it, for messages.
 
     Raises:
         UserError: it isn't there, or it is Apple's mps.
@@ -215,7 +218,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type == "mps":
             raise UserError(
-                f"model.device = {name!r} can't be used: sums are float64 here, which it hasn't. "
+                f"{setting} = {name!r} can't be used: sums are float64 here, which it hasn't. "
                 f"There are: auto, {known(available)}."
             )
         if device.type in available:
@@ -223,4 +226,4 @@ def resolve_device(name: str) -> torch.device:
             return device
     except (RuntimeError, AssertionError):
         pass
-    raise UserError(f"model.device = {name!r} is not here. There are: auto, {known(available)}.")
+    raise UserError(f"{setting} = {name!r} is not here. There are: auto, {known(available)}.")

@@ -28,7 +28,7 @@ class Choice:
     layers: tuple[str, ...] = ()
     """Labels such as `layer10`; none means all."""
     metric: str | None = None
-    """Draw this one alone: a single picture a layer, and one overlay."""
+    """Draw this one alone: a single picture a layer, one overlay, and comparisons of it."""
     runs: Literal["latest", "all"] = "latest"
     filter: str | None = None
     """Only runs of which this holds, in MLflow's filter language."""

@@ -9,7 +9,7 @@ import pandas as pd
 
 from sae_mlflow import naming
 from sae_mlflow.history import drawable
-from sae_mlflow.tracking.contents import WITHIN_EPOCH
+from sae_mlflow.tracking.contents import DERIVED_PARAM, WITHIN_EPOCH
 
 if TYPE_CHECKING:  # at run time it would import mlflow
     from sae_mlflow.tracking.contents import RunRow
@@ -164,12 +164,23 @@ def _group_key(row: "RunRow") -> tuple[object, ...]:
 
 
 def differences(rows: Sequence[HasSettings]) -> list[str]:
+    """For each run the settings in which they differ: `sae.d_sae=4608, sae.k=32`, or nothing.
+
+    What nobody set in any of them (a learning rate for the width) is left out where the rest tells
+    the runs apart.
+    """
     settings = [settings_of(row) for row in rows]
     keys = sorted({key for each in settings for key in each})
     differing = [key for key in keys if len({each.get(key, "") for each in settings}) > 1]
-    return [
-        ", ".join(f"{key}={each.get(key) or 'unset'}" for key in differing) for each in settings
-    ]
+    derived = [row.params.get(DERIVED_PARAM, "").split(",") for row in rows]
+    given = [key for key in differing if not all(key in names for names in derived)]
+    shown = given if _kinds(settings, given) == _kinds(settings, differing) else differing
+    return [", ".join(f"{key}={each.get(key) or 'unset'}" for key in shown) for each in settings]
+
+
+def _kinds(settings: Iterable[Mapping[str, str]], keys: Sequence[str]) -> int:
+    """How many are told apart by some of their keys."""
+    return len({tuple(each.get(key, "") for key in keys) for each in settings})
 
 
 def _seed_order(row: "RunRow") -> tuple[float, str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -71,10 +72,20 @@ class Picture:
 
 
 def stem(model: str, layer: str = "", setting: str = "") -> str:
-    """The start of a picture's file name: `{model}_{layer}`, and the setting where one is given."""
-    parts = [naming.sanitise(part) for part in (model, layer, setting) if part]
-    longest = _LONGEST_STEM - sum(len(part) + 1 for part in parts[1:2])
-    return "_".join([parts[0][:longest], *parts[1:]])[:_LONGEST_STEM]
+    """The start of a picture's file name: `{model}_{layer}`, and the setting where one is given.
+
+    What would be over 180 characters is cut and told apart by a hash.
+    """
+    parts = [naming.sanitise(part) for part in (model, layer) if part]
+    if setting:
+        parts.append(naming.sanitise(setting, longest=len(setting)))
+    whole = "_".join(parts)
+    if len(whole) <= _LONGEST_STEM:
+        return whole
+    longest = _LONGEST_STEM - len("-01234567")
+    model_part = parts[0][: longest - sum(len(part) + 1 for part in parts[1:2])]
+    cut = "_".join([model_part, *parts[1:]])[:longest].rstrip("-._")
+    return f"{cut}-{sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def distinct(stems: Iterable[str]) -> list[str]:

@@ -103,21 +103,12 @@ def rows_of(store: "Store", experiment: str | None, run_id: str | None) -> list[
         UserError: there is no such experiment or run, the run isn't a parent or is another
             experiment's, or there are no SAE runs.
     """
-    if run_id is None:
-        assert experiment is not None
-        rows = store.layer_runs(store.find_experiment(experiment), finished=False)
-        where = f"Experiment {experiment!r} in {store.shown_uri}"
-    else:
-        parent = _parent(store, experiment, run_id)
-        rows = store.layer_runs(parent.experiment_id, parent_id=run_id, finished=False)
-        where = f"Run {run_id} ({parent.name})"
-    if not rows:
-        train = "sae-mlflow train --experiment-name"
-        raise UserError(
-            f"{where} has no SAE runs, so there is nothing to report. Train some with "
-            f"{train} {experiment or 'NAME'!r}, or name another."
-        )
-    return rows
+    from sae_mlflow.tracking.trainings import rows_of_experiment, rows_of_parent
+
+    if run_id is not None:
+        return rows_of_parent(store, _parent(store, experiment, run_id))
+    assert experiment is not None
+    return rows_of_experiment(store, experiment)
 
 
 def gather(store: "Store", experiment: str, rows: Sequence["RunRow"]) -> Contents:

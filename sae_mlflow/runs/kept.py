@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_mlflow.checkpoint import Damaged, checkpoints, read_facts, remove_checkpoints
-from sae_mlflow.disk import Choice, Pruned
+from sae_mlflow.disk import Pruned, Pruning
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.naming import is_run_folder
 from sae_mlflow.runs.lock import held_by_some, idle
@@ -43,7 +43,7 @@ def list_kept(root: Path) -> list[Kept]:
     return sorted(found, key=lambda kept: -kept.last_saved)
 
 
-def prune_kept(root: Path, choice: Choice) -> Pruned:
+def prune_kept(root: Path, choice: Pruning) -> Pruned:
     """Delete checkpoints, by the ids of layers' runs; those of what is being trained stay.
 
     Raises:

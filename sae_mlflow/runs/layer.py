@@ -22,7 +22,7 @@ from sae_mlflow.runs.health import LayerFailed
 from sae_mlflow.runs.later import layer_pictures, now_or_later, registration
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import build_sae
-from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER
+from sae_mlflow.tracking.contents import DERIVED_PARAM, ROLE_LAYER, SAE_FOLDER
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.process import process_tags
 from sae_mlflow.tracking.store import Store
@@ -123,15 +123,17 @@ def _layer_params(
     params = {key: value for key, value in settings.flat().items() if key.startswith(sections)}
     del params["model.layers"]
     sae = trainer.sae
-    unset = [name for name, value in settings.sae if value is None]
-    return params | {
-        **{f"sae.{key}": value for key, value in sae.hyperparameters().items()},
-        # an SAE keeps a setting under the setting's own name
-        **{f"sae.{name}": getattr(sae, name) for name in unset if hasattr(sae, name)},
+    chosen = {f"sae.{name}": value for name, value in sae.chosen_settings().items()} | {
         "train.learning_rate": trainer.peak_learning_rate,
         "train.resample_at": trainer.resample_at,
         "train.dead_after_tokens": trainer.dead_after_tokens,
         "train.aux_k_after_tokens": trainer.aux_k_after_tokens,
+    }
+    derived = {key: value for key, value in chosen.items() if params[key] is None}
+    return params | {
+        **{f"sae.{key}": value for key, value in sae.hyperparameters().items()},
+        **derived,
+        DERIVED_PARAM: ",".join(derived),
         "d_in": acts.d_in,
         "d_out": acts.d_out,
         "d_sae": sae.d_sae,

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sae_mlflow.config import SAESettings
+from sae_mlflow.errors import UserError
 from sae_mlflow.sae import kernels, sparse
+from sae_mlflow.sae.given import tokens_of
 from sae_mlflow.sae.select import Rule
 from sae_mlflow.sae.support import Support
 
@@ -84,11 +86,15 @@ class SAE(nn.Module, ABC):
     W_skip: nn.Parameter | None
     """`[d_out, d_in]`."""
 
+    metadata: dict[str, Any]
+    """Of one that was loaded: where it belongs, as far as its files say; see `load_sae`."""
+
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.d_in, self.d_sae = sizes.d_in, sizes.d_sae
         self.d_out = sizes.d_out or sizes.d_in
         self.transcodes = sizes.d_out is not None
+        self.metadata = {}
         self.W_enc = nn.Parameter(torch.zeros(self.d_sae, self.d_in).t())
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
         self.W_dec = nn.Parameter(torch.zeros(self.d_sae, self.d_out))
@@ -143,8 +149,16 @@ class SAE(nn.Module, ABC):
         """Latents of x `[batch, d_in]`, and where they belong; what a trained SAE gives."""
 
     def encode(self, acts: Tensor) -> Tensor:
-        """Latents `[..., d_sae]` of activations `[..., d_in]`."""
-        latents, support = self.codes(acts.reshape(-1, self.d_in))
+        """Latents `[..., d_sae]` of activations `[..., d_in]`.
+
+        Args:
+            acts: in the SAE's dtype, or in one that it holds exactly (bfloat16 and float16 of a
+                float32 SAE), which is converted.
+
+        Raises:
+            UserError: they have another last dimension, or a dtype that would be rounded.
+        """
+        latents, support = self.codes(tokens_of(acts, self.d_in, self.W_enc.dtype))
         return support.dense(latents).view(*acts.shape[:-1], self.d_sae)
 
     def decode(self, latents: Tensor, acts: Tensor | None = None) -> Tensor:
@@ -152,12 +166,17 @@ class SAE(nn.Module, ABC):
 
         Args:
             acts: `[..., d_in]`; a skip transcoder adds their image.
+
+        Raises:
+            UserError: a skip transcoder's are missing.
         """
         return self._with_skip(latents @ self.W_dec + self.b_dec, acts)
 
     def forward(self, acts: Tensor) -> Tensor:
-        latents, support = self.codes(acts.reshape(-1, self.d_in))
-        recon = self._decoded(latents, support, acts.reshape(-1, self.d_in))
+        """Reconstruction `[..., d_out]` of activations `[..., d_in]`, taken as `encode` does."""
+        x = tokens_of(acts, self.d_in, self.W_enc.dtype)
+        latents, support = self.codes(x)
+        recon = self._decoded(latents, support, x)
         return recon.view(*acts.shape[:-1], self.d_out)
 
     @torch.no_grad()
@@ -199,6 +218,12 @@ class SAE(nn.Module, ABC):
 
     # -- storing one --------------------------------------------------------------------------
 
+    def extra_repr(self) -> str:
+        sizes = {"d_in": self.d_in, "d_sae": self.d_sae}
+        sizes |= {"d_out": self.d_out} if self.transcodes else {}
+        facts = sizes | self.hyperparameters()
+        return ", ".join([self.architecture, *(f"{key}={value}" for key, value in facts.items())])
+
     @property
     def architecture(self) -> str:
         """Its name in a stored config."""
@@ -227,6 +252,11 @@ class SAE(nn.Module, ABC):
     def hyperparameters(self) -> dict[str, Any]:
         """What, beside the sizes, has to be known to build this SAE again."""
         return {}
+
+    def chosen_settings(self) -> dict[str, Any]:
+        """What it was trained with of the settings that may be unset, by their names in
+        `SAESettings`: those that were given, and the values that it chose for the others."""
+        return {"d_sae": self.d_sae}
 
     # -- for the architectures ----------------------------------------------------------------
 
@@ -260,5 +290,6 @@ class SAE(nn.Module, ABC):
     def _with_skip(self, recon: Tensor, x: Tensor | None) -> Tensor:
         if self.W_skip is None:
             return recon
-        assert x is not None, "a skip transcoder's reconstruction needs its input"
+        if x is None:
+            raise UserError("A skip transcoder adds a map of what it read: decode(latents, acts).")
         return recon + x @ self.W_skip.t()

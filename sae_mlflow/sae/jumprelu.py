@@ -62,6 +62,9 @@ class JumpReLUSAE(FittedStart):
     def from_config(cls, config: dict[str, Any], sizes: Sizes) -> "JumpReLUSAE":
         return cls(sizes)
 
+    def chosen_settings(self) -> dict[str, Any]:
+        return super().chosen_settings() | {"l0_coefficient": self.l0_coefficient}
+
     @torch.no_grad()
     def start(self, x: Tensor, latents: Tensor) -> None:
         super().start(x, latents)

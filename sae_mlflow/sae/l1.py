@@ -33,6 +33,9 @@ class L1SAE(SAE):
     def from_config(cls, config: dict[str, Any], sizes: Sizes) -> "L1SAE":
         return cls(sizes)
 
+    def chosen_settings(self) -> dict[str, Any]:
+        return super().chosen_settings() | {"l1_coefficient": self.l1_coefficient}
+
     def l1_penalty(self, latents: Tensor, support: Support, warmup: float) -> Tensor:
         """The penalty of a batch, at `warmup` of its coefficient."""
         strengths = support.gathered(latents)

@@ -45,6 +45,9 @@ class MatryoshkaSAE(BatchTopKSAE):
         prefixes = _checked(settings.prefixes, sizes.d_sae) if settings.prefixes else None
         return cls(sizes, settings.k, prefixes, settings.aux_k, settings.aux_k_coefficient)
 
+    def chosen_settings(self) -> dict[str, Any]:
+        return super().chosen_settings() | {"prefixes": self.prefixes}
+
     def _missed(
         self, latents: Tensor, support: Support, batch: Batch, W_dec: Tensor
     ) -> tuple[Tensor, Tensor]:

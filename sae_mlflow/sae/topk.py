@@ -86,3 +86,6 @@ class TopKSAE(SAE):
 
     def hyperparameters(self) -> dict[str, Any]:
         return {"k": self.k}
+
+    def chosen_settings(self) -> dict[str, Any]:
+        return super().chosen_settings() | {"aux_k": self.aux_k}

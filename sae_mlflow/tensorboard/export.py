@@ -12,6 +12,7 @@ from sae_mlflow.history import restored
 from sae_mlflow.tensorboard.events import EventFile
 from sae_mlflow.tracking.contents import DENSITY_TABLE, EVALUATION_FOLDER, RunRow
 from sae_mlflow.tracking.store import Store
+from sae_mlflow.tracking.trainings import rows_of_experiment
 
 _EVENT_FILES = "events.out.tfevents.*"
 _SETTINGS = ("model.name", "sae.", "train.", "text.", "activations.", "d_in", "d_sae", "seed")
@@ -36,10 +37,7 @@ def export_experiment(store: Store, experiment: str, root: Path) -> Iterator[Pat
     Raises:
         UserError: there is no such experiment, it has no SAE runs, or a folder can't be written.
     """
-    rows = store.layer_runs(store.find_experiment(experiment), finished=False)
-    if not rows:
-        raise UserError(f"Experiment {experiment!r} in {store.shown_uri} has no SAE runs.")
-    for row in reversed(rows):
+    for row in reversed(rows_of_experiment(store, experiment)):
         folder = run_folder(root, experiment, row.name, row.run_id)
         export_run(store, row, folder)
         yield folder

@@ -26,6 +26,8 @@ CHECKPOINT_FOLDER = "checkpoint"
 """The state of a training that is under way, where `checkpoint.log` asks for it."""
 CONFIG_FILE = "config.yaml"
 """Of a parent: all settings of its training."""
+DERIVED_PARAM = "derived"
+"""Of a layer: which of its params nobody set, with commas between."""
 
 WITHIN_EPOCH = "within_epoch"
 """Metrics below it are of a part of an epoch, and their steps are training tokens."""

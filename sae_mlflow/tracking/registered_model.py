@@ -35,9 +35,6 @@ class SAEModel(PythonModel):
             acts = model_input.detach().float().cpu()
         else:
             acts = torch.as_tensor(np.asarray(model_input, dtype=np.float32))
-        d_in = self._sae.d_in
-        if not acts.ndim or acts.shape[-1] != d_in:
-            raise ValueError(f"acts are {list(acts.shape)}, but this SAE reads [..., {d_in}].")
         latents: np.ndarray = self._sae.encode(acts).numpy()
         return latents
 
