@@ -11,7 +11,7 @@ from sae_mlflow.activations.plan import ActivationPlan, plan_activations
 from sae_mlflow.config import Settings
 from sae_mlflow.lm.hookpoints import LanguageModel
 from sae_mlflow.lm.loading import load_language_model, load_tokenizer
-from sae_mlflow.sae.base import Batch
+from sae_mlflow.sae.batch import Batch
 from sae_mlflow.text.corpus import Windows, token_windows
 
 

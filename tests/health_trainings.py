@@ -14,7 +14,7 @@ from sae_mlflow.health.check import check
 from sae_mlflow.health.facts import facts_of
 from sae_mlflow.health.finding import Verdict
 from sae_mlflow.sae import build_sae
-from sae_mlflow.sae.base import Batch
+from sae_mlflow.sae.batch import Batch
 from sae_mlflow.train import EpochRecord, Trainer, train
 
 NAMES = tuple(ARCHITECTURES)

@@ -19,7 +19,7 @@ if "no numba" in sys.argv:
     sys.modules["numba"] = None  # as where it can't be imported
 with plain_user():
     from sae_mlflow.sae import Batch, kernels
-    from sae_mlflow.sae.base import Sizes
+    from sae_mlflow.sae.batch import Sizes
     from sae_mlflow.sae.topk import TopKSAE
 
     x = torch.eye(4)

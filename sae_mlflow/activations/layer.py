@@ -13,7 +13,7 @@ from sae_mlflow.activations.plan import ActivationPlan
 from sae_mlflow.activations.store import ActivationFiles, RowFile
 from sae_mlflow.errors import UserError
 from sae_mlflow.lm.sites import Site
-from sae_mlflow.sae.base import Batch
+from sae_mlflow.sae.batch import Batch
 
 
 def open_activations(

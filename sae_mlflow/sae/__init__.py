@@ -7,7 +7,8 @@ from typing import Any
 from sae_mlflow.architectures import ARCHITECTURES, stored_names
 from sae_mlflow.config import SAESettings
 from sae_mlflow.errors import UserError, known
-from sae_mlflow.sae.base import SAE, Batch, Reconstruction, Sizes, StepLoss
+from sae_mlflow.sae.base import SAE
+from sae_mlflow.sae.batch import Batch, Reconstruction, Sizes, StepLoss
 
 __all__ = ["SAE", "Batch", "Reconstruction", "Sizes", "StepLoss", "build_sae", "sae_from_config"]
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sae_mlflow.sae import sparse
-from sae_mlflow.sae.base import SAE, Batch
+from sae_mlflow.sae.base import SAE
+from sae_mlflow.sae.batch import Batch
 from sae_mlflow.sae.select import TopK
 
 # Tokens whose dead latents are looked at together: half of 12,288 latents may be dead.

@@ -1,8 +1,7 @@
 """What every architecture has: parameters, codes of a batch, their decoding, and a step's loss."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,54 +10,10 @@ from torch.nn.functional import mse_loss
 from sae_mlflow.config import SAESettings
 from sae_mlflow.errors import UserError
 from sae_mlflow.sae import kernels, sparse
+from sae_mlflow.sae.batch import Batch, Reconstruction, Sizes, StepLoss
 from sae_mlflow.sae.given import tokens_of
 from sae_mlflow.sae.select import Rule
 from sae_mlflow.sae.support import Support
-
-
-class Batch(NamedTuple):
-    """Scaled activations of some tokens: what an SAE reads, and what it reconstructs."""
-
-    x: Tensor
-    """`[batch, d_in]`."""
-    y: Tensor
-    """`[batch, d_out]`; of an autoencoder the same tensor as x."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Dimensions of an SAE."""
-
-    d_in: int
-    d_sae: int
-    d_out: int | None = None
-    """Of a transcoder: dimensions of its target. None for an autoencoder, whose target is x."""
-    skip: bool = False
-    """Whether a linear map of x is added to the reconstruction (skip transcoders)."""
-    widths: tuple[int, ...] = ()
-    """Of a crosscoder: dimensions of each of its layers, `d_in` in all."""
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """What an SAE makes of a batch."""
-
-    recon: Tensor
-    """`[batch, d_out]`."""
-    l0: Tensor
-    """Mean number of latents > 0 a token."""
-    fired: Tensor
-    """`[d_sae]` bool: latents > 0 on some token of the batch."""
-
-
-@dataclass(frozen=True)
-class StepLoss(Reconstruction):
-    """One batch's loss terms, and what the metrics need of the forward pass (detached)."""
-
-    total: Tensor
-    """What is minimised: reconstruction + sparsity + auxiliary terms."""
-    sparsity: Tensor
-    """The architecture's penalty; 0 where sparsity is structural."""
 
 
 class SAE(nn.Module, ABC):

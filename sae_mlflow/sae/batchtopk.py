@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae.base import Batch, Sizes
+from sae_mlflow.sae.batch import Batch, Sizes
 from sae_mlflow.sae.select import Above, BatchTopK, Rule
 from sae_mlflow.sae.support import Support
 from sae_mlflow.sae.topk import TopKSAE

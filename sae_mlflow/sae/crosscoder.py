@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sae_mlflow.sae.base import Batch, Sizes
+from sae_mlflow.sae.batch import Batch, Sizes
 from sae_mlflow.sae.standard import StandardSAE
 from sae_mlflow.sae.support import Support
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_mlflow.sae import sparse
-from sae_mlflow.sae.base import Batch, Sizes, StepLoss
+from sae_mlflow.sae.batch import Batch, Sizes, StepLoss
 from sae_mlflow.sae.l1 import L1SAE
 from sae_mlflow.sae.select import Above
 from sae_mlflow.sae.start import FittedStart, firing_bounds

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_mlflow.config import SAESettings
-from sae_mlflow.sae.base import Batch, Sizes, StepLoss
+from sae_mlflow.sae.batch import Batch, Sizes, StepLoss
 from sae_mlflow.sae.select import Above
 from sae_mlflow.sae.start import FittedStart, firing_bounds
 from sae_mlflow.sae.support import Support

@@ -10,7 +10,7 @@ from torch.linalg import vector_norm
 from sae_mlflow.config import SAESettings
 from sae_mlflow.errors import UserError
 from sae_mlflow.sae import sparse
-from sae_mlflow.sae.base import Batch, Sizes
+from sae_mlflow.sae.batch import Batch, Sizes
 from sae_mlflow.sae.batchtopk import BatchTopKSAE
 from sae_mlflow.sae.support import Support
 

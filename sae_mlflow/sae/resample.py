@@ -4,7 +4,8 @@ Monosemanticity, appendix on neuron resampling."""
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae.base import SAE, Batch
+from sae_mlflow.sae.base import SAE
+from sae_mlflow.sae.batch import Batch
 
 # Length of a new encoder row as a share of the living ones' mean, so that it doesn't drown them.
 ENCODER_LENGTH = 0.2

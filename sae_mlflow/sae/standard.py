@@ -4,7 +4,7 @@ April 2024 update: the penalty weighs each latent by its decoder row's length, w
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae.base import Batch, StepLoss
+from sae_mlflow.sae.batch import Batch, StepLoss
 from sae_mlflow.sae.l1 import L1SAE
 from sae_mlflow.sae.select import Above
 from sae_mlflow.sae.start import firing_bounds

@@ -8,7 +8,8 @@ January 2025 update solves for biases from a sample of the data in this way.
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae.base import SAE, Batch
+from sae_mlflow.sae.base import SAE
+from sae_mlflow.sae.batch import Batch
 
 # Latents that fire on a token at the start, as a share of the dimensions that are read.
 L0_PER_DIMENSION = 1 / 8

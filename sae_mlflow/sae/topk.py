@@ -8,7 +8,8 @@ from torch import Tensor
 from sae_mlflow.config import SAESettings
 from sae_mlflow.sae import sparse
 from sae_mlflow.sae.auxk import Revival
-from sae_mlflow.sae.base import SAE, Batch, Sizes, StepLoss
+from sae_mlflow.sae.base import SAE
+from sae_mlflow.sae.batch import Batch, Sizes, StepLoss
 from sae_mlflow.sae.select import Rule, TopK
 from sae_mlflow.sae.support import Support
 
