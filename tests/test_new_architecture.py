@@ -90,9 +90,9 @@ def test_it_is_trained_evaluated_stored_and_loaded_like_the_others(
     assert loaded(torch.randn(5, loaded.d_in)).shape == (5, loaded.d_in)
 
 
-def test_it_may_read_any_setting(settings, tmp_path):
+def test_it_may_read_any_setting(tmp_path):
     (tmp_path / "x.yaml").write_text("seed: 1")
-    overrides = {"sae.architecture": "abstopk", "sae.k": 3, "sae.l1_coefficient": 1.0}
+    overrides = {"sae.architecture": "tanh", "sae.k": 3, "sae.l1_coefficient": 1.0}
     assert load_settings(str(tmp_path / "x.yaml"), overrides).sae.k == 3
 
 
