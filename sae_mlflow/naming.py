@@ -1,5 +1,6 @@
 """Names of models and hookpoints, as they stand in tags, file names and figures."""
 
+import math
 import re
 from collections.abc import Collection, Iterable
 from hashlib import sha256
@@ -14,6 +15,7 @@ PLOTS_FOLDER = "training_plots"
 _INPUT_FILE = "@input"  # ':' can't stand in every file name, and nothing sanitised has an '@'
 _LONGEST_LABEL = 100
 _LAYER_DIGITS = 5
+_NUMBERS = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 
 # Models that are still told apart once their slashes are two hyphens.
 _UNMISTAKABLE = re.compile(r"[A-Za-z0-9._]+([-/][A-Za-z0-9._]+)*")
@@ -183,6 +185,14 @@ def joint_label(layers: Iterable[int | str]) -> str:
     if len(label) <= _LONGEST_LABEL:
         return label
     return f"{label[: _LONGEST_LABEL - 9]}-{sha256(label.encode()).hexdigest()[:8]}"
+
+
+def natural_order(text: str) -> tuple[tuple[float, str], ...]:
+    """A sort key by which `sae.k=8` comes before `sae.k=32`."""
+    parts = _NUMBERS.split(text)  # text and numbers in turn
+    return tuple(
+        (float(part), "") if i % 2 else (math.inf, part) for i, part in enumerate(parts) if part
+    )
 
 
 def layer_order(label: str) -> tuple[int, str]:

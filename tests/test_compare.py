@@ -112,6 +112,16 @@ def test_the_ends_are_by_layer_number_with_their_depth(experiment):
     assert ends["val_fvu"].tolist() == pytest.approx([0.5, 0.4, 0.3])
 
 
+def test_the_ends_of_a_sweep_are_by_number(experiment):
+    store, _, experiment_id = experiment
+    for k in (128, 8, 32):
+        for seed in (10, 9):
+            train(store, experiment_id, [3], sae__k=k, seed=seed)
+    ends = ends_table(store.layer_runs(experiment_id))
+    assert ends["label"].tolist() == [f"topk · sae.k={k}" for k in (8, 8, 32, 32, 128, 128)]
+    assert ends["seed"].tolist() == ["9", "10"] * 3
+
+
 def test_seeds_are_a_mean_and_a_range(experiment):
     store, _, experiment_id = experiment
     for seed, fvu in enumerate((0.2, 0.3, 0.7)):

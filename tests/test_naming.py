@@ -178,3 +178,10 @@ def test_saelens_hooks_are_behind_a_blocks_last_norms(layer, llama, gemma, olmo)
     for hook, modules in blocks:
         expected = f"blocks.4.{hook}" if hook else naming.hookpoint(layer)
         assert naming.sae_lens_hook(layer, modules) == expected
+
+
+def test_numbers_in_a_text_are_ordered_as_numbers():
+    in_order = ["", "10", "sae.k=8", "sae.k=32", "sae.k=128", "topk", "topk · sae.k=1e-3"]
+    in_order += ["topk · sae.k=0.02", "topk · sae.k=0.1", "topk · sae.k=unset"]
+    by_text = sorted(in_order)
+    assert by_text != in_order == sorted(by_text, key=naming.natural_order)

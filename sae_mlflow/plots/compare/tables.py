@@ -21,7 +21,7 @@ block) to 1 (last), or not a number where the store doesn't say how many blocks 
 def ends_table(rows: Sequence["RunRow"]) -> pd.DataFrame:
     """Each run's last value of every metric: `FACTS` and the metrics' names.
 
-    By model, layer number, label and seed.
+    By model, layer number, label and seed, with numbers in these as numbers.
     """
     labels = run_labels(rows)
     facts = [
@@ -39,7 +39,11 @@ def ends_table(rows: Sequence["RunRow"]) -> pd.DataFrame:
         for row in rows
     ]
     table = pd.DataFrame(facts, columns=None if facts else FACTS)
-    order = table.assign(layer=table["layer"].map(naming.layer_order))
+    order = table.assign(
+        layer=table["layer"].map(naming.layer_order),
+        label=table["label"].map(naming.natural_order),
+        seed=table["seed"].map(naming.natural_order),
+    )
     order = order.sort_values(["model", "layer", "label", "seed"], kind="stable")
     return table.loc[order.index].reset_index(drop=True)
 
