@@ -8,9 +8,9 @@ from sae_mlflow.config import TrainSettings
 def default_learning_rate(d_sae: int) -> float:
     """Peak learning rate for a width: it falls with its root, as in Gao et al. 2024, appendix A.3.
 
-    Their constant is 2e-4, for trainings of many thousands of steps. In 50 to 700 steps five times
-    as much reaches a held-out FVU 8 to 15% below that of half of this rate, and twice as much kills
-    latents (13% never fire after 210 steps; here under 0.5%): see benchmarks/README.md.
+    Their constant is 2e-4, for trainings of many thousands of steps. In 210 steps five times as
+    much reaches a held-out FVU a tenth below that of half of this rate, and twice as much kills
+    latents (3% never fire; here under 0.5%): see benchmarks/README.md.
     """
     return 1e-3 / (d_sae / 2**14) ** 0.5
 

@@ -97,7 +97,8 @@ def test_a_layers_params_are_its_full_settings_with_defaults_filled_in(layers):
     assert params["sae.k"] == "4" and params["train.epochs"] == "3" and params["seed"] == "0"
     assert params["sae.aux_k"] == "16"  # half of d_in
     nobody_set = "sae.d_sae,sae.aux_k,train.learning_rate,train.resample_at"
-    assert params["derived"] == f"{nobody_set},train.dead_after_tokens"
+    nobody_set += ",train.dead_after_tokens,train.aux_k_after_tokens"
+    assert params["derived"] == nobody_set
     assert float(params["train.learning_rate"]) == pytest.approx(1e-3 / (128 / 2**14) ** 0.5)
     train_tokens = int(params["data.train_tokens"])
     assert params["train.dead_after_tokens"] == str(train_tokens // 2)
