@@ -52,7 +52,8 @@ def make_trainer(
     n_dead = round(dead * d_sae)
     trainer.silent_tokens[:n_dead] = NEVER
     with torch.no_grad():
-        sae.b_enc[:n_dead] -= 100.0  # which stay so
+        biases = dict(sae.named_parameters())["b_gate" if sae.kind == "gated" else "b_enc"]
+        biases[:n_dead] -= 100.0  # which stay so
     return trainer
 
 
