@@ -1,4 +1,4 @@
-"""`benchmarks/train_step.py`: a step of every architecture, with as many dead latents as asked for."""
+"""`benchmarks/train_step.py`: a step of every architecture, with the dead latents asked for."""
 
 import pytest
 import torch
