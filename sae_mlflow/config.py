@@ -5,7 +5,6 @@ Everything that a user can get wrong here is said before anything heavy is impor
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -19,6 +18,7 @@ from pydantic import (
 
 from sae_mlflow import architectures, naming
 from sae_mlflow.config_checkpoint import CheckpointSettings
+from sae_mlflow.config_checks import check_layers, check_read, check_together, in_order
 from sae_mlflow.config_errors import explain
 from sae_mlflow.config_files import find_config, read_config
 from sae_mlflow.config_health import HealthSettings
@@ -363,10 +363,10 @@ def load_settings(config: str, overrides: Mapping[str, Any] | None = None) -> Se
         raise UserError(explain(error.errors()[0], path, overrides or {}, meanings)) from None
     if settings.sae.d_sae:
         settings.sae.width(d_in=0)
-    _check_together(settings, path)
-    _check_read(settings.sae, overrides or {})
-    _check_layers(settings.model.layers, path)
-    return _in_order(settings) if settings.sae.architecture == "crosscoder" else settings
+    check_together(settings, path)
+    check_read(settings.sae, overrides or {})
+    check_layers(settings.model.layers, path)
+    return in_order(settings) if settings.sae.architecture == "crosscoder" else settings
 
 
 def setting_docs() -> Iterator[tuple[str, str, str]]:
@@ -387,51 +387,6 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
         data[section] = dict(inner) if isinstance(inner, dict) else {}
         data = data[section]
     data[last] = value
-
-
-def _check_together(settings: Settings, path: Path) -> None:
-    """Refuse settings that are right alone and do nothing, or harm, together."""
-    if settings.output.pt and settings.output.dir is None:
-        raise UserError(
-            f"{path}: output.pt (--pt) writes into output.dir, which isn't set. Set it "
-            "(--output-dir), or leave output.pt away."
-        )
-    train = settings.train
-    if train.schedule != "constant" and train.warmup_fraction + train.decay_fraction > 1 + 1e-9:
-        raise UserError(
-            f"{path}: train.warmup_fraction = {train.warmup_fraction} and train.decay_fraction = "
-            f"{train.decay_fraction} are over 1 together: the learning rate would fall before it "
-            "has risen. Lower one of them."
-        )
-
-
-def _check_read(sae: SAESettings, overrides: Mapping[str, Any]) -> None:
-    """Refuse what was asked for by name and would change nothing; a file may inherit it."""
-    for key, value in overrides.items():
-        others = architectures.readers_instead(key, {sae.architecture, sae.activation})
-        if others and value is not None:
-            shown = f"{sae.architecture} with codes {sae.codes}"
-            raise UserError(
-                f"--set: {key} is for {known(others)}, and sae.architecture is "
-                f"{shown if sae.transcodes else sae.architecture}. Leave it away, or choose "
-                "another sae.architecture."
-            )
-
-
-def _check_layers(layers: tuple[int | str, ...], path: Path) -> None:
-    labels = [naming.layer_label(layer) for layer in layers]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UserError(f"{path}: model.layers names {label} twice. Remove one.")
-
-
-def _in_order(settings: Settings) -> Settings:
-    """With its layers as their joint label has them: the same SAE however they are listed."""
-    layers = sorted(
-        settings.model.layers, key=lambda layer: naming.layer_order(naming.layer_label(layer))
-    )
-    model = settings.model.model_copy(update={"layers": tuple(layers)})
-    return settings.model_copy(update={"model": model})
 
 
 def _shown(default: object) -> str:
