@@ -5,6 +5,7 @@ Everything that a user can get wrong here is said before anything heavy is impor
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -300,6 +301,16 @@ class OutputSettings(_Section):
     pt: bool = False
     """Also write `{layer}_sae.pt` to `output.dir`: config and state dict in one file, for
     `torch.load`."""
+
+    @property
+    def folder(self) -> Path | None:
+        """What `dir` means."""
+        return user_path(self.dir) if self.dir else None
+
+    @property
+    def tensorboard_folder(self) -> Path:
+        """What `tensorboard_dir` means."""
+        return user_path(self.tensorboard_dir)
 
 
 class Settings(_Section):

@@ -82,11 +82,11 @@ def make_folder(folder: Path, variable: str = CACHE_VARIABLE) -> Path:
 def why_unwritable(folder: Path) -> str:
     """Why a folder, there or to be made, takes no file; empty where it does."""
     try:
-        there = next(each for each in (folder, *folder.parents) if each.exists())
+        there = next(each for each in (folder.resolve(), *folder.parents) if each.exists())
         if not there.is_dir():
             return f"{there} is a file"
         tempfile.TemporaryFile(dir=there).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
         return reason_of(error)
     return ""
 

@@ -49,6 +49,7 @@ from sae_mlflow.stopping import Stopping
 from sae_mlflow.text.corpus import Windows, token_windows
 from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.whole_file import check_folder
 
 
 def run_training(
@@ -79,7 +80,8 @@ def run_training(
     clock = clock or Stopwatch()
     keep_freed_memory()
     with clock.stage("load"):
-        outputs.check_folder(settings.output.dir)
+        if settings.output.folder:
+            check_folder(settings.output.folder, "output.dir")
         pictures = outputs.pictures(settings)
         check_trackers(settings)
         checkpoints_folder(settings)

@@ -44,14 +44,19 @@ def check_file(path: Path) -> None:
         raise UserError(_unwritable(path, reason))
 
 
-def check_folder(folder: Path) -> None:
-    """The same of a folder for several files."""
+def check_folder(folder: Path, setting: str = "") -> None:
+    """The same of a folder for several files.
+
+    Args:
+        setting: what names it, for the message.
+    """
     if reason := why_unwritable(folder):
-        raise UserError(_unwritable(folder, reason))
+        raise UserError(_unwritable(folder, reason, setting))
 
 
-def _unwritable(path: Path, reason: str) -> str:
-    return f"{path} can't be written: {reason}. Choose a folder that can be."
+def _unwritable(path: Path, reason: str, setting: str = "") -> str:
+    named = f"{setting}: " if setting else ""
+    return f"{named}{path} can't be written: {reason}. Choose a folder that can be."
 
 
 def _is_of(path: Path, temporary: Path, error: OSError) -> bool:

@@ -13,7 +13,8 @@ from sae_mlflow.formats.sae_files import export_sae, read_stored
 from sae_mlflow.lm.sites import sites
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
-from sae_mlflow.runs.outputs import check_folder, write_layer
+from sae_mlflow.runs.outputs import pictures, write_layer
+from sae_mlflow.whole_file import check_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,4 +72,16 @@ def test_an_export_to_a_full_disk_is_one_sentence(name, tmp_path):
 
 def test_a_folder_whose_name_can_be_none_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"output\.dir: .* can't be written: .*null byte"):
-        check_folder(f"{tmp_path}/a\0b")
+        check_folder(tmp_path / "a\0b", "output.dir")
+
+
+def test_a_home_in_a_setting_is_the_users(tmp_path, monkeypatch):
+    """A shell leaves `--output-dir=~/saes` as it is, and nothing expands what stands in a file."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    output = {"dir": "~/saes", "tensorboard_dir": "~/tb"}
+    settings = Settings.model_validate({"model": {"name": "m"}, "output": output})
+    write_layer(settings, None, Acts(sites(settings)[0], None, None), {"total_loss": [1.0]})
+    assert (tmp_path / "home" / "saes" / "m").is_dir() and not (tmp_path / "~").exists()
+    assert settings.output.tensorboard_folder == tmp_path / "home" / "tb"
+    assert pictures(settings).output_dir == tmp_path / "home" / "saes"

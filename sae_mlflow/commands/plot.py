@@ -8,6 +8,7 @@ import typer
 
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.errors import UserError
+from sae_mlflow.folders import user_path
 from sae_mlflow.plots.choice import Choice, parse_layers
 from sae_mlflow.plots.drawing import drawing_processes
 from sae_mlflow.plots.files import draw_history_file, draw_sae_dir
@@ -125,21 +126,21 @@ def plot_command(
         comparison=bool(experiment) if comparison is None else comparison,
         log=log is not False,
         interactive="parent" if interactive is None else "all" if interactive else "none",
-        output_dir=output_dir,
+        output_dir=user_path(output_dir) if output_dir else None,
         style=load_style(style or None),
         formats=parse_formats(format_),
     )
-    if output_dir is not None:
-        check_folder(output_dir)
+    if choice.output_dir is not None:
+        check_folder(choice.output_dir)
     made: Iterator[str]
     if experiment:
         made = _from_store(experiment, choice, tracking_uri)
     elif history_file is not None:
         if choice.comparison:
             raise UserError("--comparison needs several layers. Give --sae-dir instead.")
-        made = draw_history_file(history_file, choice)
+        made = draw_history_file(user_path(history_file), choice)
     else:
-        made = draw_sae_dir(sae_dir or DEFAULT_SAE_DIR, choice)
+        made = draw_sae_dir(user_path(sae_dir or DEFAULT_SAE_DIR), choice)
     for line in made:
         say(line)
 

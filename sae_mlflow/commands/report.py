@@ -7,6 +7,7 @@ import typer
 
 from sae_mlflow.commands.cli import TRACKING_URI
 from sae_mlflow.errors import UserError
+from sae_mlflow.folders import user_path
 from sae_mlflow.plots.drawing import drawing_processes
 from sae_mlflow.plots.homes import Homes
 from sae_mlflow.plots.style import load_style
@@ -48,7 +49,7 @@ def report_command(
     if not log and output is None:
         raise UserError("--no-log without --output FILE would leave no report. Add the latter.")
     if output is not None:
-        check_file(output)
+        check_file(output := user_path(output))
     look = load_style(style or None)
     with drawing_processes() as pool:
         from sae_mlflow.report.build import report_html

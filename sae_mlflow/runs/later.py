@@ -5,11 +5,11 @@ What is put off stands in the journal, for this training or, once that has ended
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import OutOfReach, UserError
+from sae_mlflow.folders import is_file, user_path
 from sae_mlflow.plots.runs import draw_layer_run, draw_parent
 from sae_mlflow.registry import register_run
 from sae_mlflow.runs.outputs import pictures
@@ -129,9 +129,9 @@ def _do(store: JournalledStore, task: Task) -> list[str]:
 
 def _plot_settings(settings: Settings) -> dict[str, Any]:
     """What `outputs.pictures` needs to draw as this training does, in any working folder."""
-    plots, folder = settings.plots, settings.output.dir
-    style = Path(plots.style)
-    if style.is_file():
+    plots, folder = settings.plots, settings.output.folder
+    style = user_path(plots.style)
+    if is_file(style):
         plots = plots.model_copy(update={"style": str(style.absolute())})
-    output = {"dir": str(Path(folder).absolute()) if folder else None}
+    output = {"dir": str(folder.absolute()) if folder else None}
     return {"plots": plots.model_dump(mode="json"), "output": output}

@@ -45,7 +45,7 @@ def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> 
         train_epochs(layer)
         layer.log.mirror.finish()
         _conclude(layer)
-        if settings.output.dir:
+        if settings.output.folder:
             outputs.write_layer(settings, layer.sae, acts, layer.log.history)
         if layer.health.stopped:
             raise LayerFailed(layer.health.failure)

@@ -7,11 +7,11 @@ from sae_mlflow.config import Settings
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.runs.guards import optional
 from sae_mlflow.runs.later import when_reachable
-from sae_mlflow.runs.outputs import check_folder
 from sae_mlflow.runs.training import Training
 from sae_mlflow.tensorboard.events import EventFile, check_installed
 from sae_mlflow.tensorboard.export import export_run, run_folder, write_curves, write_results
 from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.whole_file import check_folder
 
 TENSORBOARD = "tensorboard"
 
@@ -55,7 +55,7 @@ def check_trackers(settings: Settings) -> None:
     """Raise a UserError, before anything is trained, where one can't be had."""
     if TENSORBOARD in settings.trackers:
         check_installed("trackers: [mlflow, tensorboard]")
-        check_folder(settings.output.tensorboard_dir, "output.tensorboard_dir")
+        check_folder(settings.output.tensorboard_folder, "output.tensorboard_dir")
 
 
 def open_mirror(training: Training, run: OpenRun, resumed: bool = False) -> Mirror:
@@ -102,5 +102,5 @@ def _complete(training: Training) -> None:
 
 
 def _folder(training: Training, run_name: str, run_id: str) -> Path:
-    root = Path(training.settings.output.tensorboard_dir)
+    root = training.settings.output.tensorboard_folder
     return run_folder(root, training.experiment, run_name, run_id)

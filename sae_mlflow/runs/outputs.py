@@ -11,7 +11,6 @@ from sae_mlflow import naming
 from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError, reason_of
-from sae_mlflow.folders import why_unwritable
 from sae_mlflow.formats import sae_files
 from sae_mlflow.history import write_history
 from sae_mlflow.plots.choice import Choice
@@ -21,32 +20,19 @@ from sae_mlflow.sae import SAE
 log = logging.getLogger(__name__)
 
 
-def check_folder(folder: str | None, setting: str = "output.dir") -> None:
-    """Raise a UserError, before anything is trained, where a setting's folder can't be written."""
-    if folder is None:
-        return
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        reason = why_unwritable(Path(folder))
-    except (OSError, ValueError) as error:  # ValueError: a NUL in it
-        reason = reason_of(error)
-    if reason:
-        raise UserError(
-            f"{setting}: {folder} can't be written: {reason}. Choose a folder that can."
-        )
-
-
 def pictures(settings: Settings) -> Choice:
     """How a training's pictures are drawn, and where they are copied to.
 
     Raises:
         UserError: `plots.style` is no style, or a broken one.
     """
-    folder = Path(settings.output.dir) if settings.output.dir else None
     style = load_style(settings.plots.style)
     plots = settings.plots
     return Choice(
-        output_dir=folder, style=style, formats=plots.formats, interactive=plots.interactive
+        output_dir=settings.output.folder,
+        style=style,
+        formats=plots.formats,
+        interactive=plots.interactive,
     )
 
 
@@ -60,8 +46,8 @@ def write_layer(
     Args:
         sae: None where a training came to nothing.
     """
-    assert settings.output.dir is not None
-    folder = Path(settings.output.dir) / naming.sanitise(settings.model.label)
+    assert settings.output.folder is not None
+    folder = settings.output.folder / naming.sanitise(settings.model.label)
     try:
         _write(folder, settings, sae, acts, history)
     except (UserError, *sae_files.WRITE_ERRORS) as error:

@@ -6,13 +6,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sae_mlflow import naming
-from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.density import read_density_table
 from sae_mlflow.history import restored
 from sae_mlflow.tensorboard.events import EventFile
 from sae_mlflow.tracking.contents import DENSITY_TABLE, EVALUATION_FOLDER, RunRow
 from sae_mlflow.tracking.store import Store
 from sae_mlflow.tracking.trainings import rows_of_experiment
+from sae_mlflow.whole_file import check_folder
 
 _EVENT_FILES = "events.out.tfevents.*"
 _SETTINGS = ("model.name", "sae.", "train.", "text.", "activations.", "d_in", "d_sae", "seed")
@@ -49,7 +49,8 @@ def export_run(store: Store, row: RunRow, folder: Path) -> None:
     Raises:
         UserError: the folder can't be written.
     """
-    _check_folder(folder)
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="sae_mlflow-") as scratch:
         with EventFile(Path(scratch)) as events:
             write_curves(store, row, row.metrics, events)
@@ -79,12 +80,3 @@ def write_results(store: Store, row: RunRow, events: EventFile) -> None:
     named = {"model": row.model, "layer": row.layer}
     final = {key: restored(row.metrics[key]) for key in FINAL_FIGURES if key in row.metrics}
     events.settings(named | params, final)
-
-
-def _check_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder} can't be made: {error.strerror}. Choose another --output."
-        ) from None
