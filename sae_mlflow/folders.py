@@ -82,11 +82,12 @@ def make_folder(folder: Path, variable: str = CACHE_VARIABLE) -> Path:
 def why_unwritable(folder: Path) -> str:
     """Why a folder, there or to be made, takes no file; empty where it does."""
     try:
-        there = next(each for each in (folder.resolve(), *folder.parents) if each.exists())
+        folder.resolve()  # a ValueError where its name holds a NUL
+        there = next(each for each in (folder, *folder.parents) if each.exists())
         if not there.is_dir():
             return f"{there} is a file"
         tempfile.TemporaryFile(dir=there).close()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+    except (OSError, ValueError) as error:
         return reason_of(error)
     return ""
 
