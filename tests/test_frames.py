@@ -77,6 +77,17 @@ def test_what_nobody_set_is_not_named_where_the_rest_tells_the_runs_apart():
     assert labels_of(*rows) == ["sae.d_sae=64", "sae.d_sae=128"]
 
 
+def test_what_follows_from_a_layers_data_is_not_named_either():
+    """A layer may leave out some tokens, and half of an epoch is another number then."""
+    nobody = {"derived": "train.dead_after_tokens"}
+    rows = [
+        row(f"{layer}-{k}", layer, sae__k=k, train__dead_after_tokens=tokens, **nobody)
+        for layer, tokens in (("layer1", 1822), ("layer2", 1824))
+        for k in (16, 64)
+    ]
+    assert labels_of(*rows) == ["sae.k=16", "sae.k=64"] * 2
+
+
 def test_what_was_set_in_one_of_the_runs_is_named_in_all():
     one = row("a", sae__d_sae=64, train__learning_rate=0.016, derived="train.learning_rate")
     other = row("b", sae__d_sae=64, train__learning_rate=0.001, derived="sae.aux_k")

@@ -36,6 +36,9 @@ class HasSettings(Protocol):
     """The part of a `RunRow` that groups are made by."""
 
     @property
+    def layer(self) -> str: ...
+
+    @property
     def params(self) -> Mapping[str, str]: ...
 
 
@@ -167,20 +170,25 @@ def differences(rows: Sequence[HasSettings]) -> list[str]:
     """For each run the settings in which they differ: `sae.d_sae=4608, sae.k=32`, or nothing.
 
     What nobody set in any of them (a learning rate for the width) is left out where the rest tells
-    the runs apart.
+    the runs of each layer apart: what is derived from the data may differ between layers.
     """
     settings = [settings_of(row) for row in rows]
     keys = sorted({key for each in settings for key in each})
     differing = [key for key in keys if len({each.get(key, "") for each in settings}) > 1]
     derived = [row.params.get(DERIVED_PARAM, "").split(",") for row in rows]
     given = [key for key in differing if not all(key in names for names in derived)]
-    shown = given if _kinds(settings, given) == _kinds(settings, differing) else differing
+    layers = [row.layer for row in rows]
+    told_apart = _kinds(layers, settings, given) == _kinds(layers, settings, differing)
+    shown = given if told_apart else differing
     return [", ".join(f"{key}={each.get(key) or 'unset'}" for key in shown) for each in settings]
 
 
-def _kinds(settings: Iterable[Mapping[str, str]], keys: Sequence[str]) -> int:
-    """How many are told apart by some of their keys."""
-    return len({tuple(each.get(key, "") for key in keys) for each in settings})
+def _kinds(
+    layers: Sequence[str], settings: Sequence[Mapping[str, str]], keys: Sequence[str]
+) -> int:
+    """How many are told apart by their layer and some of their settings."""
+    both = zip(layers, settings, strict=True)
+    return len({(layer, *(each.get(key, "") for key in keys)) for layer, each in both})
 
 
 def _seed_order(row: "RunRow") -> tuple[float, str]:
