@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from sae_mlflow.errors import UserError, did_you_mean, known
-from sae_mlflow.folders import is_file, user_path
+from sae_mlflow.folders import is_file, is_folder, user_path
 
 _MOST_VALUES = 100_000
 
@@ -18,6 +18,8 @@ def find_config(config: str) -> Path:
     for candidate in _candidates(asked):
         if is_file(candidate):
             return candidate
+    if is_folder(asked):
+        raise UserError(f"Config {config!r} is a folder. Name a file in it.")
     names = sorted({p.name for d in _config_folders() if d.is_dir() for p in d.glob("*.yaml")})
     # by what they don't all have: `nope.yaml` would be near to every short name
     hint = did_you_mean(asked.stem, [Path(name).stem for name in names]).replace("?", ".yaml?")

@@ -1,5 +1,6 @@
 """What `--set` says: KEY=VALUE between spaces, as a shell's quotes and YAML's brackets have it."""
 
+import re
 import shlex
 from collections.abc import Iterable
 from typing import Any
@@ -8,6 +9,8 @@ import yaml
 
 from sae_mlflow.config_files import plain_yaml
 from sae_mlflow.errors import UserError
+
+_ANOTHER = re.compile(r",\s*[a-z]+\.[a-z_0-9]+\s*=")
 
 
 def parse_set(text: str) -> dict[str, Any]:
@@ -25,6 +28,8 @@ def parse_set(text: str) -> dict[str, Any]:
         key, equals, value = (each.strip() for each in part.partition("="))
         if not equals or not key:
             raise UserError(f"--set: {part!r} is not KEY=VALUE, for example sae.k=64.")
+        if _ANOTHER.search(value):
+            raise UserError(f"--set: {part!r} has a comma between settings. Part them by spaces.")
         try:
             overrides[key] = plain_yaml(value) if value else None
         except (yaml.YAMLError, RecursionError):

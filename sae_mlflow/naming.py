@@ -96,9 +96,10 @@ def registered_name(
 def hookpoint(layer: int | str) -> str:
     """The module path of a layer as it is written in settings: `10` -> `layers.10`.
 
-    `layers` stands for the model's list of blocks, whatever the architecture calls it.
+    So does `layer10`, as a block is called in tables and tags. `layers` stands for the model's list
+    of blocks, whatever the architecture calls it.
     """
-    text = str(layer).strip()
+    text = re.sub(r"^layer(?=\d+$)", "", str(layer).strip())
     is_number = text.isdecimal() and len(text) < 1000  # Python converts no longer one
     return f"layers.{int(text)}" if is_number else text
 
@@ -114,8 +115,11 @@ def parse_layers(text: str) -> tuple[int | str, ...]:
         first, dash, last = part.partition("-")
         if dash and last.isdecimal() and (first.isdecimal() or not first):
             layers += _layers_between(first, last)
+        elif dash and first.isdecimal():
+            raise ValueError(f"has {part[:20]!r}, which is no range; write both ends, as in 3-7")
         else:
-            layers.append(_layer_number(part) if part.isdecimal() else part)
+            number = part.removeprefix("layer")
+            layers.append(_layer_number(number) if number.isdecimal() else part)
     if not layers:
         raise ValueError("names no layer; write 10,15 or 3-7 or layers.10.mlp")
     return tuple(layers)

@@ -11,7 +11,7 @@ from sae_mlflow import naming
 from sae_mlflow.architectures import TRANSCODERS
 from sae_mlflow.errors import OutOfReach, UserError, known
 from sae_mlflow.formats.sae_files import load_sae
-from sae_mlflow.tracking.contents import ROLE_LAYER, SAE_FOLDER, RunRow
+from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP, SAE_FOLDER, RunRow
 from sae_mlflow.tracking.models import REGISTERED_MODEL
 from sae_mlflow.tracking.store import Store
 
@@ -31,10 +31,10 @@ def layer_run(store: Store, run_id: str) -> RunRow:
     if row.tags.get("sae.role") != ROLE_LAYER:
         children = store.layer_runs(row.experiment_id, parent_id=run_id)
         hint = ", ".join(f"{child.run_id} ({child.layer})" for child in children)
-        raise UserError(
-            f"Run {run_id} ({row.name}) holds no SAE. Give a layer's run"
-            + (f", one of: {hint}." if hint else ".")
-        )
+        if not hint:
+            is_training = row.tags.get("sae.role") == ROLE_SWEEP
+            hint = "none of this training's has finished" if is_training else "it has none"
+        raise UserError(f"Run {run_id} ({row.name}) holds no SAE. Give a layer's run: {hint}.")
     return row
 
 
@@ -48,7 +48,7 @@ def register_run(store: Store, run_id: str, folder: Path | None = None) -> tuple
         UserError: the run holds no SAE, or one that is damaged; the registry can't be used.
     """
     row = layer_run(store, run_id)
-    name = _name(row)
+    run_id, name = row.run_id, _name(row)
     found = store.models.version_of_run(name, run_id)
     if found is not None:
         return f"models:/{name}/{found}", False

@@ -40,7 +40,9 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 def check_file(path: Path) -> None:
     """Raise a UserError, before the work that a file is to hold, where it can't be written."""
-    if reason := "it is a folder" if is_folder(path) else why_unwritable(path.parent):
+    if is_folder(path):
+        raise UserError(f"{path} is a folder. Name a file.")
+    if reason := why_unwritable(path.parent):
         raise UserError(_unwritable(path, reason))
 
 

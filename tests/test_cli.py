@@ -274,3 +274,26 @@ def test_ctrl_c_closes_the_runs_as_killed(config, store_file):
     runs = list(store._search(store.find_experiment("endless"), ""))
     assert {(run.status, run.tags["sae.failure"]) for run in runs} == {("KILLED", "interrupted")}
     assert len(runs) == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "plot --experiment llama2",
+        "report --experiment llama2",
+        "watch --experiment llama2",
+        "health --experiment llama2",
+        "evaluate --experiment llama2",
+        "promote --experiment llama2 --max-l0 32",
+        "reap --experiment llama2",
+        "export --model models:/x@best --format pt --output out",
+        "register --run 0123",
+    ],
+)
+def test_what_only_reads_makes_no_store(command, folder, monkeypatch, capsys):
+    """Else one that is started in the wrong folder leaves a database there, and speaks of it."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert sae_mlflow(monkeypatch, *command.split(), "--tracking-uri", "sqlite:///my.db") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: There is no store {folder}/my.db. Start this where you trai")
+    assert list(folder.iterdir()) == []

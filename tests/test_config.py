@@ -222,6 +222,20 @@ def test_set_takes_spaces_around_an_equals_sign_and_within_brackets(text, overri
     assert parse_set(text) == overrides
 
 
+def test_commas_between_settings_are_refused():
+    with pytest.raises(UserError, match="^--set: .* has a comma between settings. Part them by sp"):
+        parse_set("sae.k=3,train.epochs=4")
+    assert parse_set("model.layers=10,15 text.source=a,b") == {
+        "model.layers": "10,15",
+        "text.source": "a,b",
+    }
+
+
+def test_a_folder_is_no_config(tmp_path):
+    with pytest.raises(UserError, match="is a folder. Name a file in it"):
+        load_settings(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     "text", ["sae.k=4 8", "sae.k=4 =8", "experiment=my run", "sae.prefixes=[1, 2"]
 )
@@ -235,6 +249,7 @@ def test_other_spaces_in_a_set_are_refused(text):
     [
         ("7-3", "runs backwards; write 3-7"),
         (" ", "names no layer; write 10,15 or 3-7 or layers.10.mlp"),
+        ("2,3-", "has '3-', which is no range; write both ends, as in 3-7"),
         ("2,-1", "names layer -1, but they are counted from 0"),
         ("0-999999", "names a layer of over 5 digits, which no model has"),
         ("999999", "names a layer of over 5 digits, which no model has"),

@@ -217,6 +217,10 @@ def test_a_pt_file_that_is_no_sae_is_refused(content, message, tmp_path):
 
 
 def test_what_holds_no_sae_is_refused(tmp_path):
+    with pytest.raises(
+        UserError, match=r"hf://a/b is on the net. Download it, and give the folder"
+    ):
+        load_sae("hf://a/b")
     with pytest.raises(UserError, match=r"isn't there. Give the folder of a saved SAE, a .pt file"):
         load_sae(tmp_path / "gone")
     (tmp_path / "README").write_text("")

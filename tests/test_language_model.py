@@ -291,6 +291,7 @@ def test_a_blocks_two_ends_are_as_wide_as_the_config_says_without_transformers(
         ("layers.9.mlp", r"layers\.9\.mlp, but .* has layers 0\.\.3"),
         ("layers.1.mpl", r"no module 'layers\.1\.mpl'. Did you mean layers\.1\.mlp\?"),
         ("blocks.1", r"no module 'blocks\.1'"),
+        ("all", r"no module 'all'.*\(0 to 3\), a range of them \(0-3 is all\), or a module's path"),
         ("layers", r"doesn't put out one activation a token"),
         ("rotary_emb", r"doesn't put out one activation a token"),
     ],

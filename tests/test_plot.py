@@ -610,6 +610,7 @@ def test_a_picture_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     ("text", "labels"),
     [
         ("10,15", ("layer10", "layer15")),
+        ("layer10,layer15", ("layer10", "layer15")),
         ("layer10, layer10_mlp", ("layer10", "layer10_mlp")),
         ("3-5,4", ("layer3", "layer4", "layer5")),
         ("layers.3.mlp", ("layer3_mlp",)),

@@ -10,6 +10,7 @@ import mlflow
 import pytest
 import torch
 import yaml
+from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file, save_file
 from saved_saes import change_config, saved
 
@@ -393,12 +394,17 @@ def test_an_sae_whose_weights_are_no_numbers_is_not_exported(
         ("export --run RUN --format pt --output FULL", "is not empty. Name a new folder"),
         ("export --run RUN --format pt --output FULL/file/x", "can't be written"),
         ("export --run gone --format pt --output OUT", "No run 'gone' in"),
-        ("export --run PARENT --format pt --output OUT", "holds no SAE. Give a layer's run"),
+        ("export --run PARENT --format pt --output OUT", "run: none of this training's has fini"),
+        ("export --run OTHER --format pt --output OUT", "Give a layer's run: it has none."),
+        ("export --run RUN --format sae_lense --output OUT", "Did you mean sae_lens? There are"),
         ("export --model name@best --format pt --output OUT", "write it as models:/NAME@ALIAS"),
         ("export --model models:/no@best --format pt --output OUT", "models:/no@best can't be rea"),
         ("export --model models:/no@best --format pt --output OUT", ". Registered there: "),
         ("export --model models:/no/7 --format pt --output OUT", "models:/no/7 can't be read"),
         ("export --model models:/no --format pt --output OUT", "models:/no can't be read"),
+        ("export --model models:/known --format pt --output OUT", "/known there are: @best, /1."),
+        ("export --model models:/known@old --format pt --output OUT", "there are: @best, /1."),
+        ("export --model models:/knwon@best --format pt --output OUT", "Did you mean known?"),
         ("register --run gone", "No run 'gone' in"),
         ("register --run PARENT", "holds no SAE. Give a layer's run"),
         ("promote --experiment gone --max-l0 32", "No experiment 'gone'"),
@@ -414,7 +420,14 @@ def test_what_a_user_gets_wrong_is_one_line(
     full.mkdir()
     (full / "file").write_text("")
     parent = store.open_run(store.experiment_id(experiment), "p", {"sae.role": "sweep"}).run_id
+    other = store.open_run(store.experiment_id(experiment), "o", {}).run_id
+    if not store.models.aliased_version("known", "best"):
+        client = MlflowClient(store.uri)
+        client.create_registered_model("known")
+        client.create_model_version("known", str(tmp_path))
+        store.models.move_alias("known", "best", "1")
     names = {"RUN": trained(), "PARENT": parent, "OUT": tmp_path / "out", "FULL": full}
+    names["OTHER"] = other
     for name, value in (names | {"EXPERIMENT": experiment}).items():
         args = args.replace(name, str(value))
     assert command(monkeypatch, *args.split()) == 2
@@ -422,3 +435,10 @@ def test_what_a_user_gets_wrong_is_one_line(
     assert error.startswith("error: ") and error.count("\n") == 1, error
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_may_be_named_as_commands_print_it(store, trained, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    words = ("--run", f"runs:/{trained()}/sae", "--format", "pt", "--output", str(tmp_path / "out"))
+    assert command(monkeypatch, "export", *words) == 0, capsys.readouterr().err
+    assert (tmp_path / "out" / "sae.pt").is_file()

@@ -16,7 +16,7 @@ DIR = typer.Option(
     "--dir", help="The folder (checkpoint.dir). [default: the user's own]", metavar="DIR"
 )
 
-app = make_app(help="Checkpoints of trainings that were interrupted, on this machine.")
+app = make_app(help="Checkpoints of interrupted trainings.")
 
 
 @app.command("list")
@@ -29,7 +29,8 @@ def checkpoints_list(folder: Annotated[str | None, DIR] = None) -> None:
         saved = datetime.fromtimestamp(kept.last_saved).strftime("%Y-%m-%d %H:%M")
         state = "  being trained" if kept.in_use else ""
         say(f"{kept.run_id}  {in_units(kept.bytes):>9}  {kept.about}  saved {saved}{state}")
-    say(f"{len(there)} runs, {in_units(sum(kept.bytes for kept in there))}")
+    runs = "1 run" if len(there) == 1 else f"{len(there)} runs"
+    say(f"{runs}, {in_units(sum(kept.bytes for kept in there))}")
 
 
 @app.command("prune")

@@ -42,11 +42,12 @@ def evaluate_command(
     ] = False,
     tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
-    """Let trained SAEs stand in for their layers, and log what the LM loses to their runs.
+    """Measure what trained SAEs cost the model.
 
-    Metrics (`ce_loss_recovered`, `kl_divergence`, ...) and `evaluation/` with density.csv,
-    density.png and latents.html. Special tokens, each window's first position and giant norms
-    pass through unspliced, and the zero ablation leaves the same ones as they are.
+    Each stands in for its layer, and what the LM loses is logged to its run: metrics
+    (`ce_loss_recovered`, `kl_divergence`, ...) and `evaluation/` with density.csv, density.png and
+    latents.html. Special tokens, each window's first position and giant norms pass through
+    unspliced, and the zero ablation leaves the same ones as they are.
     """
     if bool(run) == bool(experiment):
         raise UserError("Give one of --run ID and --experiment NAME.")
@@ -57,10 +58,10 @@ def evaluate_command(
         finished_of_run,
     )
     from sae_mlflow.memory import keep_freed_memory
-    from sae_mlflow.tracking.store import Store
+    from sae_mlflow.tracking.store import existing_store
 
     keep_freed_memory()
-    store = Store(tracking_uri or None)
+    store = existing_store(tracking_uri)
     rows = finished_of_run(store, run) if run else finished_of_experiment(store, experiment or "")
     request = Request(tokens, latents, tuple(dict.fromkeys(latent or ())), trust_remote_code)
     for line in evaluate_runs(store, rows, request):

@@ -23,7 +23,10 @@ def export_command(
     ] = None,
     tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
-    """Write a trained SAE as files that its format's own loader opens; `load_sae` opens all."""
+    """Write a trained SAE as files.
+
+    Its format's own loader opens them; `load_sae` opens all.
+    """
     if bool(run) == bool(model):
         raise UserError("Give one of --run ID and --model models:/NAME@ALIAS.")
     if model and not model.startswith("models:/"):
@@ -33,14 +36,14 @@ def export_command(
     from sae_mlflow.formats.sae_files import check_format, export_sae, read_stored
     from sae_mlflow.formats.stored_sae import build
     from sae_mlflow.tracking.contents import SAE_FOLDER
-    from sae_mlflow.tracking.store import Store
+    from sae_mlflow.tracking.store import existing_store
 
     check_format(format_)
     source = model or ""
     if run:
         from sae_mlflow.registry import layer_run
 
-        source = f"runs:/{layer_run(Store(tracking_uri or None), run).run_id}/{SAE_FOLDER}"
+        source = f"runs:/{layer_run(existing_store(tracking_uri), run).run_id}/{SAE_FOLDER}"
     stored, file = read_stored(source, tracking_uri=tracking_uri or None)
     build(stored, file)  # what `load_sae` refuses is no export
     folder = user_path(output)

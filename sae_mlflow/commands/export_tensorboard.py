@@ -15,9 +15,10 @@ def export_tensorboard_command(
     output: Annotated[str, typer.Option(metavar="DIR", help="Folder that gets a folder a run.")],
     tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
-    """Write runs of the store as TensorBoard event files: `tensorboard --logdir DIR` shows them.
+    """Write runs as TensorBoard event files.
 
-    Scalars of every metric, the histogram of firing densities, and the settings with final figures.
+    `tensorboard --logdir DIR` shows them: scalars of every metric, the histogram of firing
+    densities, and the settings with final figures.
     """
     if not output:
         raise UserError("--output is empty. Name a folder.")
@@ -25,8 +26,8 @@ def export_tensorboard_command(
 
     check_installed("export-tensorboard")
     from sae_mlflow.tensorboard.export import export_experiment
-    from sae_mlflow.tracking.store import Store
+    from sae_mlflow.tracking.store import existing_store
 
     folder = user_path(output)
-    for made in export_experiment(Store(tracking_uri or None), experiment, folder):
+    for made in export_experiment(existing_store(tracking_uri), experiment, folder):
         say(made)

@@ -24,7 +24,7 @@ def health_command(
     ] = True,
     tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
-    """Judge trainings by their histories: NaN, divergence, spikes, dead latents, and more.
+    """Say what is wrong with trainings, by their histories.
 
     Each run is held against the thresholds (`health.*`) that it was trained with; failed and
     unfinished runs are judged too. Exits 1 if one is failed.
@@ -35,10 +35,10 @@ def health_command(
 
     from sae_mlflow.health.stored import judge_run, record
     from sae_mlflow.health.table import health_table
-    from sae_mlflow.tracking.store import Store
+    from sae_mlflow.tracking.store import existing_store
     from sae_mlflow.tracking.trainings import rows_of_experiment, rows_of_run
 
-    store = Store(tracking_uri or None)
+    store = existing_store(tracking_uri)
     rows = rows_of_run(store, run) if run else rows_of_experiment(store, experiment or "")
     judged = [(row, judge_run(store, row)) for row in reversed(rows)]
     console = Console(highlight=False)

@@ -102,9 +102,9 @@ def plot_command(
     ] = None,
     tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
-    """Draw training histories, from the tracking store or from files.
+    """Draw training histories.
 
-    Prints each file and artifact that it made.
+    They come from the tracking store, or from files. Prints each file and artifact that it made.
     """
     _refuse_conflicts(
         bool(experiment),
@@ -149,9 +149,9 @@ def _from_store(experiments: list[str], choice: Choice, tracking_uri: str | None
     if not choice.log and choice.output_dir is None:
         raise UserError("--no-log without --output-dir DIR would leave no picture. Add the latter.")
     with drawing_processes() as pool:
-        from sae_mlflow.tracking.store import Store
+        from sae_mlflow.tracking.store import existing_store
 
-        yield from draw_experiments(Store(tracking_uri), experiments, choice, pool)
+        yield from draw_experiments(existing_store(tracking_uri), experiments, choice, pool)
 
 
 def _refuse_conflicts(

@@ -22,15 +22,16 @@ def reap_command(
     ] = 15.0,
     tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
-    """Close the runs of trainings that died as KILLED; they keep all that they have.
+    """Close the runs of trainings that died.
 
-    A run has died if its process isn't on this host any more, or, of another host, if its
-    heartbeat (one a minute) is stale. Each start of `train` does the same in its experiment.
+    They are KILLED then, and keep all that they have. A run has died if its process isn't on this
+    host any more, or, of another host, if its heartbeat (one a minute) is stale. Each start of
+    `train` does the same in its experiment.
     """
     from sae_mlflow.runs.reaping import dead_runs, reap, told, unrecorded_runs
-    from sae_mlflow.tracking.store import Store
+    from sae_mlflow.tracking.store import existing_store
 
-    store = Store(tracking_uri or None)
+    store = existing_store(tracking_uri)
     experiment_id = store.find_experiment(experiment)
     find = dead_runs if dry_run else reap
     found = find(store, experiment_id, stale_minutes * 60)

@@ -12,14 +12,15 @@ def register_command(
     run: Annotated[str, typer.Option(metavar="ID", help="A layer's run.")],
     tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
-    """Register a run's SAE as `{model}-{layer}`: an MLflow pyfunc model that gives latents.
+    """Register a run's SAE as an MLflow model.
 
-    It has its own copy of the weights, and so outlives the run.
+    `{model}-{layer}` is a pyfunc model that gives latents. It has its own copy of the weights, and
+    so outlives the run.
     """
     from sae_mlflow.registry import register_run
-    from sae_mlflow.tracking.store import Store
+    from sae_mlflow.tracking.store import existing_store
 
-    uri, is_new = register_run(Store(tracking_uri or None), run)
+    uri, is_new = register_run(existing_store(tracking_uri), run)
     say(f"{uri} {'registered' if is_new else 'is there already'} (run {run})")
 
 
@@ -32,14 +33,14 @@ def promote_command(
     ] = None,
     tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
-    """Move the alias `best` to the run with the lowest val_fvu within an L0, for each layer.
+    """Move the alias `best` to each layer's best run.
 
-    A run that isn't registered yet is registered first. Only runs with the text settings of a
-    layer's newest run are compared.
+    That is the one with the lowest val_fvu within an L0. A run that isn't registered yet is
+    registered first. Only runs with the text settings of a layer's newest run are compared.
     """
     from sae_mlflow.registry import promote
-    from sae_mlflow.tracking.store import Store
+    from sae_mlflow.tracking.store import existing_store
 
-    store = Store(tracking_uri or None)
+    store = existing_store(tracking_uri)
     for line in promote(store, experiment, max_l0, model=model or None, layer=layer or None):
         say(line)

@@ -39,10 +39,11 @@ def report_command(
     ] = None,
     tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
-    """One HTML page: layers with final figures and health, findings, plots, settings, runs.
+    """Make one page of an experiment.
 
-    It loads nothing and prints well. It goes to the parent run, or to the experiment's comparison
-    run where its layers have several. Prints the address and the path that it made.
+    Layers with final figures and health, findings, plots, settings, runs; in HTML. It loads nothing
+    and prints well. It goes to the parent run, or to the experiment's comparison run where its
+    layers have several. Prints the address and the path that it made.
     """
     if not experiment and not run:
         raise UserError("Give --experiment NAME, or --run PARENT_ID.")
@@ -54,9 +55,9 @@ def report_command(
     with drawing_processes() as pool:
         from sae_mlflow.report.build import report_html
         from sae_mlflow.report.contents import rows_of
-        from sae_mlflow.tracking.store import Store
+        from sae_mlflow.tracking.store import existing_store
 
-        store = Store(tracking_uri or None)
+        store = existing_store(tracking_uri)
         rows = rows_of(store, experiment or None, run or None)
         experiment_id = rows[0].experiment_id
         page = report_html(store, store.experiment_name(experiment_id), rows, look, pool)

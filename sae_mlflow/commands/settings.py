@@ -8,7 +8,10 @@ from sae_mlflow.config import Settings, setting_docs
 
 
 def settings_command() -> None:
-    """List every setting with its default and what it means, by section."""
+    """List every setting, with its default.
+
+    And what it means, by section.
+    """
     sections = _sections()
     last = ""
     for key, default, meaning in setting_docs():

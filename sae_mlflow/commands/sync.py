@@ -8,10 +8,11 @@ from sae_mlflow.terminal import say
 
 
 def sync_command(tracking_uri: Annotated[str, TRACKING_URI] = "") -> None:
-    """Deliver what was logged while the store was out of reach, in order and once.
+    """Deliver what the store hasn't been told yet.
 
-    Pictures and registrations that were put off are made up for. What belongs to other stores, and
-    what a training that still runs delivers itself, is left alone and said.
+    What was logged while it was out of reach, in order and once. Pictures and registrations that
+    were put off are made up for. What belongs to other stores, and what a training that still runs
+    delivers itself, is left alone and said.
     """
     from sae_mlflow.reporting.display import Display
     from sae_mlflow.runs.delivery import deliver_leftovers

@@ -58,7 +58,7 @@ def train_command(
         ),
     ] = "",
 ) -> None:
-    """Train an SAE on each layer; each is a run in the tracking store.
+    """Train an SAE on each layer, a run each.
 
     `mlflow run . -P config=... -P model_name=... -P layers=... -P set=... -P output_dir=...
     -P resume=...` takes the same options; an empty value means unset. Exits 1 if health.on_failure

@@ -81,7 +81,7 @@ def watch_command(
     ] = None,
     tracking_uri: Annotated[str | None, TRACKING_URI] = None,
 ) -> None:
-    """Show where trainings stand, layer by layer, until they end; from any machine.
+    """Show where trainings stand until they end.
 
     Reads the tracking store alone. A store that is out of reach for a while is waited for. Where
     none runs, the newest training is shown as it ended. Exits 1 if a training failed.
@@ -95,11 +95,11 @@ def watch_command(
     from rich.console import Console
 
     from sae_mlflow.tracking.reach import answer_quickly
-    from sae_mlflow.tracking.store import Store
+    from sae_mlflow.tracking.store import existing_store
     from sae_mlflow.watching.state import Watch
 
     answer_quickly()
-    store = Store(tracking_uri or None)
+    store = existing_store(tracking_uri)
     watch, console = Watch(store, experiment, run), Console(highlight=False)
     if browser:
         heading = f"Experiment {experiment}" if experiment else f"Run {run}"

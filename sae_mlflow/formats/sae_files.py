@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
-from sae_mlflow.errors import UserError, known, reason_of
+from sae_mlflow.errors import UserError, did_you_mean, known, reason_of
 from sae_mlflow.folders import is_file, is_folder, user_path
 from sae_mlflow.formats import dictionary_learning, pt, sae_lens, sparsify, stored_sae
 from sae_mlflow.formats.stored_sae import StoredSAE
@@ -86,7 +86,8 @@ def export_sae(stored: StoredSAE, format_name: str, folder: Path) -> None:
 
 def check_format(name: str) -> None:
     if name not in FORMATS:
-        raise UserError(f"--format {name!r} is not known. There are: {known(FORMATS)}.")
+        hint = did_you_mean(name, FORMATS)
+        raise UserError(f"--format {name!r} is not known. {hint}There are: {known(FORMATS)}.")
 
 
 def load_sae(source: str | Path, *, device: str = "cpu", tracking_uri: str | None = None) -> SAE:
@@ -116,16 +117,18 @@ def load_sae(source: str | Path, *, device: str = "cpu", tracking_uri: str | Non
 def read_stored(source: str | Path, *, tracking_uri: str | None = None) -> tuple[StoredSAE, Path]:
     """What `load_sae` builds an SAE from, and its place for messages."""
     if not str(source).startswith(STORE_SCHEMES):
+        if "://" in str(source):
+            raise UserError(f"{source} is on the net. Download it, and give the folder.")
         path = user_path(source)
         return _read(path), path
     from sae_mlflow.tracking.contents import SAE_FOLDER
-    from sae_mlflow.tracking.store import Store
+    from sae_mlflow.tracking.store import existing_store
 
     if re.fullmatch(r"runs:/+[^/]+/?", str(source)):
         sae = f"{str(source).rstrip('/')}/{SAE_FOLDER}"
         raise UserError(f"{source} is a whole run. Its SAE is {sae}.")
     with TemporaryDirectory() as scratch:
-        copy = Store(tracking_uri).download(str(source), Path(scratch))
+        copy = existing_store(tracking_uri).download(str(source), Path(scratch))
         try:
             return _read(copy), Path(source)
         except UserError as error:

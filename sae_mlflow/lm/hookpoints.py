@@ -7,7 +7,7 @@ first tensor that it is called with.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,11 +78,22 @@ class LanguageModel:
         names = [
             re.sub(rf"^{re.escape(blocks)}(?=\.|$)", "layers", n) for n, _ in base.named_modules()
         ]
-        inside = [n for n in names if n.startswith(f"{block_of(hookpoint)}.")]
-        hint = did_you_mean(path, names)
         raise UserError(
-            f"model.layers: {self.name} has no module {path!r}. {hint}There are: {known(inside)}."
+            f"model.layers: {self.name} has no module {path!r}. {did_you_mean(path, names)}"
+            f"{self._what_there_is(hookpoint, names)}"
         )
+
+    def _what_there_is(self, hookpoint: str, names: Sequence[str]) -> str:
+        """For one that names no module: those of its block, or how blocks are named."""
+        block = naming.block_number(hookpoint)
+        if block is None:
+            last = self.model.config.get_text_config().num_hidden_layers - 1
+            return (
+                f"Write a block's number (0 to {last}), a range of them (0-{last} is all), or a "
+                "module's path, such as layers.0.mlp."
+            )
+        inside = [name for name in names if name.startswith(f"layers.{block}.")]
+        return f"There are: {known(inside)}."
 
     def _block_list(self) -> str:
         """Path of the list of blocks in the base model: `layers`, `h`, `decoder.layers`, ..."""

@@ -12,7 +12,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.uri import is_models_uri
 from sqlalchemy.exc import SQLAlchemyError
 
-from sae_mlflow.errors import OutOfReach, UserError, known
+from sae_mlflow.errors import OutOfReach, UserError
 from sae_mlflow.naming import ui_page
 from sae_mlflow.tracking import reach
 from sae_mlflow.tracking.client import Client
@@ -140,8 +140,7 @@ class Connection:
             self._ask(error)
             reason = " ".join(str(error).split())
             if is_models_uri(artifact_uri):
-                there = known(self.models.names())
-                reason = f"{reason.rstrip('.')}. Registered there: {there}."
+                reason = f"{reason.rstrip('.')}. {self.models.what_there_is(artifact_uri)}"
             raise UserError(
                 f"{artifact_uri} can't be read from {self.shown_uri}: {reason}"
             ) from None

@@ -16,7 +16,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.tracking import MlflowClient
 
-from sae_mlflow.errors import OutOfReach, UserError
+from sae_mlflow.errors import OutOfReach, UserError, did_you_mean, known
 from sae_mlflow.tracking.contents import SAE_FOLDER, RunRow
 from sae_mlflow.tracking.filters import filter_value
 from sae_mlflow.tracking.refusals import is_away
@@ -83,8 +83,17 @@ class Models:
         )
         return str(created.version)
 
-    def names(self) -> list[str]:
-        return [each.name for each in self._client.search_registered_models()]
+    def what_there_is(self, uri: str) -> str:
+        """For an address of a registered model that leads nowhere: those that do."""
+        name = uri.partition(":")[2].strip("/").partition("@")[0].partition("/")[0]
+        models = {each.name: each for each in self._client.search_registered_models()}
+        if name not in models:
+            return f"{did_you_mean(name, models)}Registered there: {known(models)}."
+        where = f"name = {filter_value(name)}"
+        versions = [each.version for each in self._client.search_model_versions(where)]
+        there = [f"@{alias}" for alias in sorted(models[name].aliases)]
+        there += [f"/{version}" for version in sorted(versions, key=int)]
+        return f"Of models:/{name} there are: {known(there)}."
 
     def version_of_run(self, name: str, run_id: str) -> str | None:
         """The newest version of a registered model that comes from a run."""

@@ -51,6 +51,16 @@ def check_reachable(uri: str) -> None:
         _check_port(uri, parts.hostname, port or _DATABASE_PORTS[scheme])
 
 
+def check_there(uri: str) -> None:
+    """Raise a UserError where a SQLite file would first have to be made, as a training does."""
+    file = _sqlite_file(uri)
+    if file is not None and file.parent.is_dir() and not file.exists():
+        raise UserError(
+            f"There is no store {file.absolute()}. Start this where you trained, or name the store "
+            "with --tracking-uri or MLFLOW_TRACKING_URI."
+        )
+
+
 @contextmanager
 def opening(uri: str) -> Iterator[None]:
     """One process of this machine at a time opens a database: the first makes its tables, and two
@@ -112,10 +122,9 @@ def _check_port(uri: str, host: str, port: int) -> None:
 
 
 def _check_sqlite(uri: str) -> None:
-    path = uri.split(":///", 1)[-1].split("?")[0]
-    if not path:
+    file = _sqlite_file(uri)
+    if file is None:
         return
-    file = Path(path)
     folder = file.parent
     if not folder.is_dir():
         raise _unreachable(uri, f"there is no folder {folder}", "Make it, or correct the path.")
@@ -125,6 +134,13 @@ def _check_sqlite(uri: str) -> None:
         raise _unreachable(uri, f"{file} is a folder", "Name a file.")
     if file.exists() and _head(file) not in {b"", _SQLITE_HEADER}:
         raise _unreachable(uri, f"{file} is not a SQLite database", "Name another file.")
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """None of another store, or of one in memory."""
+    scheme, _, path = uri.partition(":///")
+    path = path.split("?")[0]
+    return Path(path) if path and scheme.split("+")[0] == "sqlite" else None
 
 
 def _head(file: Path) -> bytes:

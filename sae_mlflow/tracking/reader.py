@@ -80,12 +80,13 @@ class StoreReader(Connection):
         return _row(self._client.get_run(run_id))
 
     def find_run(self, run_id: str) -> RunRow:
-        """A run that a user named.
+        """A run that a user named, by its id or as `runs:/ID/sae`.
 
         Raises:
             OutOfReach: the store doesn't answer.
             UserError: it isn't in the store, or was deleted.
         """
+        run_id = run_id.removeprefix("runs:").lstrip("/").partition("/")[0]
         try:
             run = self._client.get_run(run_id)
         except MlflowException as error:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import mlflow_tags
@@ -15,6 +16,7 @@ from PIL import Image
 
 from sae_mlflow.errors import UserError
 from sae_mlflow.naming import PLOTS_FOLDER
+from sae_mlflow.tracking import reach
 from sae_mlflow.tracking.contents import FAILURE_TAG, KILLED, ROLE_COMPARISON, RunRow
 from sae_mlflow.tracking.open_run import Direct, OpenRun, Outlet
 from sae_mlflow.tracking.operations import Operation, new_pending_id, now
@@ -27,6 +29,16 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it would cut ours in two
 # a line for each run, with whatever password the store's address has
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+
+def existing_store(uri: str | None) -> "Store":
+    """A store that a command reads: a SQLite file that isn't there is refused, not made.
+
+    Args:
+        uri: unset or empty means MLflow's own setting.
+    """
+    reach.check_there(uri or mlflow.get_tracking_uri())
+    return Store(uri or None)
 
 
 class Store(StoreReader):
