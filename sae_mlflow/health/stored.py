@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from sae_mlflow.config_health import HealthSettings
-from sae_mlflow.errors import UserError
 from sae_mlflow.health.check import check
 from sae_mlflow.health.curves import History
 from sae_mlflow.health.facts import facts_of
@@ -58,16 +57,6 @@ def thresholds_of(row: "RunRow") -> HealthSettings:
 
 
 def record(run: "OpenRun", verdict: Verdict) -> None:
-    """Leave a verdict in a run: its tags, and `health.json`.
-
-    Raises:
-        UserError: the place of the run's artifacts can't be written.
-    """
+    """Leave a verdict in a run: its tags, and `health.json`."""
     run.tag(verdict.tags)
-    try:
-        run.log_text(verdict.to_json(), HEALTH_FILE)
-    except OSError as error:
-        raise UserError(
-            f"{HEALTH_FILE} can't be logged to run {run.run_id}: {error}. See that its artifact "
-            "location can be written from here, or look only, with --no-log."
-        ) from None
+    run.log_text(verdict.to_json(), HEALTH_FILE)
