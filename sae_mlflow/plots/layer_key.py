@@ -157,9 +157,7 @@ class LayerKey:
 
 def _line_order(line: tuple[str, str]) -> tuple[object, ...]:
     layer, setting = line
-    parts = re.split(r"(\d+(?:\.\d+)?)", setting)
-    natural = [(float(part), "") if i % 2 else (0.0, part) for i, part in enumerate(parts)]
-    return (naming.layer_order(layer), natural)
+    return (naming.layer_order(layer), naming.natural_order(setting))
 
 
 def _style_of(line: tuple[str, str]) -> str:

@@ -8,6 +8,7 @@ from sae_mlflow import naming
 from sae_mlflow.errors import UserError
 from sae_mlflow.health.stored import judge_run
 from sae_mlflow.history import restored
+from sae_mlflow.plots.compare.tables import FINAL_METRICS, run_labels
 from sae_mlflow.plots.pages import RunLink, run_links
 from sae_mlflow.tracking.contents import FINISHED, ROLE_LAYER, ROLE_SWEEP
 
@@ -17,14 +18,6 @@ if TYPE_CHECKING:  # pandas and mlflow take seconds to import
     from sae_mlflow.health.finding import Verdict
     from sae_mlflow.tracking.contents import RunRow
     from sae_mlflow.tracking.store import Store
-
-FINAL_METRICS: Mapping[str, tuple[str, ...]] = {
-    "FVU": ("val_fvu", "fvu"),
-    "L0": ("val_l0_norm", "l0_norm"),
-    "dead": ("dead_fraction", "val_dead_fraction"),
-    "CE recovered": ("ce_loss_recovered",),
-}
-"""A report's final figures, and of each the metric that it is; the first one that a run has."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +108,6 @@ def gather(store: "Store", experiment: str, rows: Sequence["RunRow"]) -> Content
     """The facts of the runs: their health judged anew, their histories read once."""
     from sae_mlflow.history import REQUIRED_KEYS
     from sae_mlflow.plots import frames
-    from sae_mlflow.plots.compare.tables import run_labels
 
     table = frames.run_table(store, [[row] for row in rows], REQUIRED_KEYS)
     epochs = table.groupby("run_id")["epoch"].max().to_dict()
@@ -179,7 +171,6 @@ def _parents(store: "Store", rows: Sequence["RunRow"]) -> dict[str, "RunRow"]:
 
 
 def _order(run: LayerRun) -> tuple[object, ...]:
-    row, seed = run.row, run.seed
-    number = int(seed) if seed.isdecimal() else -1
+    row = run.row
     where = (row.model, naming.layer_order(row.layer), row.architecture)
-    return (*where, run.setting, number, seed, row.start_time)
+    return (*where, *map(naming.natural_order, (run.setting, run.seed)), row.start_time)

@@ -1,6 +1,6 @@
 """What trainings came to, layer by layer: final metrics, and how many latents died."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,20 +18,12 @@ from sae_mlflow.plots.style_values import Dash
 from sae_mlflow.plots.text_size import inches
 from sae_mlflow.plots.value_axis import fit_values
 
-FINAL_METRICS = (
-    ("val_fvu", "fvu"),
-    ("val_l0_norm", "l0_norm"),
-    ("ce_loss_recovered",),
-    ("val_dead_fraction", "dead_fraction"),
-)
-"""Of each the first one that any run has."""
-
 DEAD_METRICS = (("dead_fraction",), ("val_dead_fraction",), ("latents_dead_fraction",))
 
 
 def by_layer(
     ends: pd.DataFrame,
-    wanted: Sequence[Sequence[str]],
+    wanted: Iterable[Sequence[str]],
     title: tuple[str, str],
     note: str,
     style: Style,
@@ -67,7 +59,7 @@ def by_layer(
     return page.figure
 
 
-def metrics_of(ends: pd.DataFrame, wanted: Sequence[Sequence[str]]) -> list[str]:
+def metrics_of(ends: pd.DataFrame, wanted: Iterable[Sequence[str]]) -> list[str]:
     """Of each the first one that some run has; none for those that no run has."""
     found = (
         next((m for m in names if m in ends and ends[m].notna().any()), "") for names in wanted

@@ -81,7 +81,7 @@ def depth_view(
 
 def by_layer_view(
     ends: pd.DataFrame,
-    wanted: Sequence[Sequence[str]],
+    wanted: Iterable[Sequence[str]],
     style: Style,
     entries: Entries,
     runs: Runs,

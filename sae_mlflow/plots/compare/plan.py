@@ -10,9 +10,9 @@ import pandas as pd
 
 from sae_mlflow import naming
 from sae_mlflow.plots import frames
-from sae_mlflow.plots.compare.by_layer import DEAD_METRICS, FINAL_METRICS
+from sae_mlflow.plots.compare.by_layer import DEAD_METRICS
 from sae_mlflow.plots.compare.densities import density_table
-from sae_mlflow.plots.compare.tables import ends_table, labelled, run_labels
+from sae_mlflow.plots.compare.tables import FINAL_METRICS, ends_table, labelled, run_labels
 from sae_mlflow.plots.layer_key import MOST_LEGEND_ENTRIES
 from sae_mlflow.plots.pictures import OVERLAY_METRICS, Picture, distinct, stem
 
@@ -165,7 +165,7 @@ def _ends(compared: Compared) -> Iterator[Picture]:
         title = (compared.subject, "what sparsity costs")
         yield _picture("pareto", ends, "pareto", title, compared.note)
     for name, words, wanted in (
-        ("final_metrics_by_layer", "final values by layer", FINAL_METRICS),
+        ("final_metrics_by_layer", "final values by layer", FINAL_METRICS.values()),
         ("dead_latents", "dead latents by layer", DEAD_METRICS),
     ):
         if any(metric in ends for names in wanted for metric in names):

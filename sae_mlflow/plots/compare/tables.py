@@ -17,6 +17,14 @@ FACTS = ["run_id", "name", "model", "layer", "architecture", "label", "seed", "d
 runs of one architecture, model and layer apart; `depth` is a layer's place in its model, 0 (first
 block) to 1 (last), or not a number where the store doesn't say how many blocks there are."""
 
+FINAL_METRICS: Mapping[str, tuple[str, ...]] = {
+    "FVU": ("val_fvu", "fvu"),
+    "L0": ("val_l0_norm", "l0_norm"),
+    "CE recovered": ("ce_loss_recovered",),
+    "dead": ("val_dead_fraction", "dead_fraction"),
+}
+"""What trainings are told by, and of each the metrics that it may be: the first that there is."""
+
 
 def ends_table(rows: Sequence["RunRow"]) -> pd.DataFrame:
     """Each run's last value of every metric: `FACTS` and the metrics' names.
