@@ -6,9 +6,21 @@ from pathlib import Path
 from sae_mlflow.evaluation.density import density_table, write_density_table
 from sae_mlflow.evaluation.evaluate import Evaluation
 from sae_mlflow.evaluation.page import Card, latent_page
-from sae_mlflow.tracking.contents import DENSITY_TABLE
+from sae_mlflow.tracking.contents import DENSITY_TABLE, EVALUATION_FOLDER
+from sae_mlflow.tracking.open_run import OpenRun
 
 DENSITY_FIGURE, LATENT_PAGE = "density.png", "latents.html"
+
+
+def log_evaluation(run: OpenRun, epochs: int, evaluation: Evaluation, folder: Path) -> None:
+    """Log an evaluation to its layer's run; the metrics come last: where they stand, all does.
+
+    Args:
+        epochs: of the training: what was evaluated is the SAE as it was after them.
+        folder: with the files.
+    """
+    run.log_folder(folder, EVALUATION_FOLDER)
+    run.log_metrics(epochs, evaluation.metrics)
 
 
 def write_density(

@@ -8,13 +8,12 @@ from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.evaluate import Evaluation
-from sae_mlflow.evaluation.files import write_density
+from sae_mlflow.evaluation.files import log_evaluation, write_density
 from sae_mlflow.evaluation.splice import Splicer
 from sae_mlflow.evaluation.stored_saes import StoredSite, evaluate_stored
 from sae_mlflow.lm.hookpoints import LanguageModel
 from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.text.corpus import Windows
-from sae_mlflow.tracking.contents import EVALUATION_FOLDER
 from sae_mlflow.tracking.store import Store
 
 # Of SAEs that are in memory at once: the LM's clean pass is shared by so many.
@@ -70,10 +69,7 @@ def _groups(
 
 
 def _log(store: Store, settings: Settings, row: Row, evaluation: Evaluation) -> None:
-    """The metrics come last: where they stand, everything does."""
-    run = store.reopen(row.run_id)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_density(evaluation, folder, model=settings.model.label, layer=row.layer)
-        run.log_folder(folder, EVALUATION_FOLDER)
-    run.log_metrics(settings.train.epochs, evaluation.metrics)
+        log_evaluation(store.reopen(row.run_id), settings.train.epochs, evaluation, folder)

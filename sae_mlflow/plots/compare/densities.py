@@ -9,13 +9,11 @@ import pandas as pd
 
 from sae_mlflow.errors import UserError
 from sae_mlflow.plots.compare.ridges import COLUMNS
-from sae_mlflow.tracking.contents import DENSITY_TABLE, EVALUATION_FOLDER
+from sae_mlflow.tracking.contents import DENSITY_TABLE, EVALUATED, EVALUATION_FOLDER
 
 if TYPE_CHECKING:  # at run time it would import mlflow
     from sae_mlflow.tracking.contents import RunRow
     from sae_mlflow.tracking.store import Store
-
-_EVALUATED = "latents_dead_fraction"
 
 
 def density_table(
@@ -32,7 +30,7 @@ def density_table(
     parts, unread = [pd.DataFrame(columns=COLUMNS)], []
     with TemporaryDirectory() as scratch:
         for row in rows:
-            if _EVALUATED not in row.metrics:
+            if EVALUATED not in row.metrics:
                 continue
             uri = f"runs:/{row.run_id}/{EVALUATION_FOLDER}/{DENSITY_TABLE}"
             try:
