@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sae_mlflow import naming
-from sae_mlflow.evaluation.density import read_density_table
+from sae_mlflow.density import read_density_table
 from sae_mlflow.history import restored
 from sae_mlflow.tensorboard.events import EventFile
 from sae_mlflow.tracking.contents import DENSITY_TABLE, EVALUATED, EVALUATION_FOLDER, RunRow

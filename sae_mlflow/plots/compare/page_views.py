@@ -31,8 +31,9 @@ from sae_mlflow.plots.compare.pareto import (
     left_out,
     points,
 )
-from sae_mlflow.plots.compare.ridges import AXIS, BOUNDS, HEIGHTS, OVERLAP
+from sae_mlflow.plots.compare.ridges import HEIGHTS, OVERLAP
 from sae_mlflow.plots.compare.tables import layers_of, over_seeds_of
+from sae_mlflow.plots.density_figure import AXIS, BOUNDS
 from sae_mlflow.plots.frames import over_seeds
 from sae_mlflow.plots.numbers import number_text
 from sae_mlflow.plots.page_shell import rounded

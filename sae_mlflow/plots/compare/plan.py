@@ -11,7 +11,7 @@ import pandas as pd
 from sae_mlflow import naming
 from sae_mlflow.plots import frames
 from sae_mlflow.plots.compare.by_layer import DEAD_METRICS
-from sae_mlflow.plots.compare.densities import density_table
+from sae_mlflow.plots.compare.densities import ridge_table
 from sae_mlflow.plots.compare.tables import FINAL_METRICS, ends_table, labelled, run_labels
 from sae_mlflow.plots.layer_key import MOST_LEGEND_ENTRIES
 from sae_mlflow.plots.pictures import OVERLAY_METRICS, Picture, distinct, stem
@@ -174,7 +174,7 @@ def _ends(compared: Compared) -> Iterator[Picture]:
 
 def _densities(compared: Compared) -> Iterator[Picture]:
     names = _ridge_names(compared)
-    table, unread = density_table(compared.store, compared.rows, names)
+    table, unread = ridge_table(compared.store, compared.rows, names)
     if len(table):
         lost = f"can't be read: {', '.join(unread[:4])}" if unread else ""
         note = " · ".join(filter(None, (compared.note, lost)))

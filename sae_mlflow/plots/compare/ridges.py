@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from sae_mlflow.plots.compare.facets import spread
+from sae_mlflow.plots.density_figure import density_axis
 from sae_mlflow.plots.page_layout import Page, Rooms, comparison_title, new_page
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.text_size import inches
@@ -17,10 +18,8 @@ COLUMNS = ["run_id", "ridge", "low", "high", "share", "never_fired"]
 
 _MOST_RIDGES = 60
 OVERLAP = 1.6  # of a ridge's own height, that the tallest one reaches
-BOUNDS = (-2.0, -1.0)  # 1% and 10% of the tokens
 
 HEIGHTS = "height: share of the latents; dead: fired on no token that was evaluated"
-AXIS = "log10 of the share of tokens on which a latent fires"
 
 
 def ridges(table: pd.DataFrame, title: tuple[str, str], note: str, style: Style) -> Figure:
@@ -103,20 +102,11 @@ def _ridge(
 
 def _axes(page: Page, table: pd.DataFrame, labels: list[str]) -> None:
     (axes,), style = page.panels, page.style
-    first = float(table["low"].min())
-    axes.set_xlim(first - 0.05, 0.05)
+    density_axis(axes, style, float(table["low"].min()))
     axes.set_ylim(-0.3, len(labels) - 1 + OVERLAP + 0.15)
-    axes.xaxis.set_major_locator(FixedLocator(list(range(int(np.ceil(first)), 1))))
-    axes.xaxis.set_major_formatter(lambda log, _: f"{log:.0f} ({100 * 10.0**log:g}%)")
     axes.yaxis.set_major_locator(FixedLocator(list(range(len(labels)))))
     axes.set_yticklabels(list(reversed(labels)))
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(AXIS)
-    for at in BOUNDS:
-        if at > first:
-            axes.axvline(
-                at, color=style.colours.faint, linewidth=1, linestyle=(0, (4, 2)), zorder=1
-            )
 
 
 def _say_dead(axes: Axes, style: Style, table: pd.DataFrame, shown: list[str]) -> None:
