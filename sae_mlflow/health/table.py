@@ -1,16 +1,13 @@
 """Verdicts about runs as a table: a row a finding, and one for a run that is well."""
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from sae_mlflow.health.finding import Finding, Status, Verdict, words
 from sae_mlflow.terminal import plain
-
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.contents import RunRow
+from sae_mlflow.tracking.contents import RunRow
 
 COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "failed": "red"}
 
@@ -19,7 +16,7 @@ _WIDE = 110  # columns of a terminal that has room for what to try beside the fi
 
 
 def health_table(
-    judged: "Iterable[tuple[RunRow, Verdict]]", width: int = 80, to_file: bool = False
+    judged: Iterable[tuple[RunRow, Verdict]], width: int = 80, to_file: bool = False
 ) -> Table:
     """Runs in the order given, each with its findings.
 

@@ -10,15 +10,14 @@ import pandas as pd
 from sae_mlflow.density import DensityTable, read_density_table
 from sae_mlflow.errors import UserError
 from sae_mlflow.plots.compare.ridges import COLUMNS
-from sae_mlflow.tracking.contents import DENSITY_TABLE, EVALUATED, EVALUATION_FOLDER
+from sae_mlflow.tracking.contents import DENSITY_TABLE, EVALUATED, EVALUATION_FOLDER, RunRow
 
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.contents import RunRow
+if TYPE_CHECKING:
     from sae_mlflow.tracking.store import Store
 
 
 def ridge_table(
-    store: "Store", rows: Sequence["RunRow"], names: Mapping[str, str]
+    store: "Store", rows: Sequence[RunRow], names: Mapping[str, str]
 ) -> tuple[pd.DataFrame, list[str]]:
     """The densities of the runs that were evaluated, in the rows' order.
 

@@ -15,9 +15,9 @@ from sae_mlflow.plots.compare.densities import ridge_table
 from sae_mlflow.plots.compare.tables import FINAL_METRICS, ends_table, labelled, run_labels
 from sae_mlflow.plots.layer_key import MOST_LEGEND_ENTRIES
 from sae_mlflow.plots.pictures import OVERLAY_METRICS, Picture, distinct, stem
+from sae_mlflow.tracking.contents import RunRow
 
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.contents import RunRow
+if TYPE_CHECKING:
     from sae_mlflow.tracking.store import Store
 
 
@@ -26,13 +26,13 @@ class Compared:
     """The runs that are held against each other."""
 
     store: "Store"
-    grouped: Sequence[Sequence["RunRow"]]
+    grouped: Sequence[Sequence[RunRow]]
     """Of `frames.groups`, all seeds."""
     metric: str | None = None
     """Compare this one alone, and draw nothing that has metrics of its own."""
 
     @cached_property
-    def rows(self) -> list["RunRow"]:
+    def rows(self) -> list[RunRow]:
         return [row for group in self.grouped for row in group]
 
     @cached_property
