@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from sae_mlflow.density import DENSE, VERY_DENSE, DensityTable
-from sae_mlflow.plots.page_layout import Rooms, new_page, size_of
 from sae_mlflow.plots.panels import place_axis_labels
+from sae_mlflow.plots.sheet import Rooms, new_sheet, size_of
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.text_size import inches
 
@@ -28,7 +28,7 @@ def density_figure(
     """
     with style.theme():
         values = {"model": model, "layer": layer, "setting": "", "metric": AXIS}
-        page = new_page(
+        sheet = new_sheet(
             style,
             1,
             1,
@@ -37,10 +37,10 @@ def density_figure(
             [note if style.titles.note else "", _in_words(table)],
             right=max(Rooms(style).right, inches(_tick(0), style.points("tick")) / 2),
         )
-        (axes,) = page.panels
+        (axes,) = sheet.panels
         _draw(axes, style, table)
-        place_axis_labels(style, page.panels)
-    return page.figure
+        place_axis_labels(style, sheet.panels)
+    return sheet.figure
 
 
 def density_axis(axes: Axes, style: Style, first: float) -> list[float]:

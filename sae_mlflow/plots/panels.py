@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from sae_mlflow.plots.curve import Curve, smoothed, without_number
 from sae_mlflow.plots.numbers import number_text, ranges, whole_ticks
-from sae_mlflow.plots.page_layout import Rooms, size_of
+from sae_mlflow.plots.sheet import Rooms, size_of
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.text_size import broken, in_two, inches
 from sae_mlflow.plots.value_axis import TINY, draw_value_axis, not_shown

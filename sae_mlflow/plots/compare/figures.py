@@ -39,7 +39,7 @@ def comparison(picture: Picture) -> Figure:
 
 
 def _wide(style: Style) -> Style:
-    """Panels and a legend beside them need two columns of a page whose width is set."""
+    """Panels and a legend beside them need two columns where the width is set."""
     width = style.sizes.page_width
     if width is None:
         return style
