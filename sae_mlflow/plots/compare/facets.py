@@ -11,6 +11,7 @@ from sae_mlflow.plots.compare.legends import category_looks, draw_legend, handle
 from sae_mlflow.plots.compare.tables import layers_of
 from sae_mlflow.plots.curve import Curve
 from sae_mlflow.plots.frames import over_seeds
+from sae_mlflow.plots.notes import with_seeds
 from sae_mlflow.plots.panels import draw_panel, label_lines, place_axis_labels
 from sae_mlflow.plots.sheet import Rooms, Sheet, comparison_title, new_sheet
 from sae_mlflow.plots.style import Style
@@ -88,10 +89,8 @@ def _sheet(
 
 
 def _notes(rows: pd.DataFrame, note: str, layers: Sequence[str], shown: Sequence[str]) -> list[str]:
-    most = rows.groupby(["layer", "setting"])["run_id"].nunique().max()
-    seeds = "line: mean over seeds, band: their range" if most > 1 else ""
     left_out = f"{len(shown)} of {len(layers)} layers" if len(shown) < len(layers) else ""
-    return [" · ".join(filter(None, (note, seeds, left_out)))]
+    return [" · ".join(filter(None, (with_seeds(note, rows), left_out)))]
 
 
 def _share_values(panels: Sequence[Axes]) -> None:
