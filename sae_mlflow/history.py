@@ -13,7 +13,7 @@ from sae_mlflow.whole_file import whole_file
 REQUIRED_KEYS = ("total_loss", "reconstruction_loss", "sparsity_loss", "l0_norm")
 FILE_SUFFIX = "_training_history.json"
 
-STORED_INFINITY = 1.797e308
+_STORED_INFINITY = 1.797e308
 """MLflow's SQL store gives infinity back as the largest float; from here on it means infinity."""
 
 LARGEST_DRAWN = 1e100
@@ -22,7 +22,7 @@ LARGEST_DRAWN = 1e100
 
 def restored(value: float) -> float:
     """A metric's value as it was logged, infinity included."""
-    return math.copysign(math.inf, value) if abs(value) >= STORED_INFINITY else value
+    return math.copysign(math.inf, value) if abs(value) >= _STORED_INFINITY else value
 
 
 def drawable(value: float) -> float:
@@ -136,7 +136,7 @@ def _check_lengths(lists: Mapping[str, list[float]], where: str) -> None:
 
 
 def _or_null(value: float) -> float | None:
-    return float(value) if abs(value) < STORED_INFINITY else None  # NaN compares as False
+    return float(value) if abs(value) < _STORED_INFINITY else None  # NaN compares as False
 
 
 def _shown(value: object, limit: int = 40) -> str:

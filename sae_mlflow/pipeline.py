@@ -197,7 +197,10 @@ def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActi
         n_tokens = held_out(windows, settings.evaluate.tokens).size
         display.say(f"Evaluating on {n_tokens:,} held-out tokens")
         with training.clock.stage("evaluate"):
-            refused = evaluate_layers(training.store, settings, lm, windows, rows, their_acts)
+            style = training.pictures.style
+            refused = evaluate_layers(
+                training.store, settings, lm, windows, rows, their_acts, style
+            )
         for reason in refused:
             display.warn(f"The evaluation isn't complete: {reason}")
     judge_again(training)

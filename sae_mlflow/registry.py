@@ -1,7 +1,6 @@
 """The model registry: SAEs registered as `{model}-{layer}`, and the alias `best` among them."""
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +10,7 @@ from sae_mlflow import naming
 from sae_mlflow.architectures import TRANSCODERS
 from sae_mlflow.errors import OutOfReach, UserError, known
 from sae_mlflow.formats.sae_files import load_sae
+from sae_mlflow.history import restored
 from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP, SAE_FOLDER, RunRow
 from sae_mlflow.tracking.models import REGISTERED_MODEL
 from sae_mlflow.tracking.store import Store
@@ -182,8 +182,8 @@ def _within(rows: Sequence[RunRow], max_l0: float) -> list[RunRow]:
 
 
 def _is_number(row: RunRow, metric: str) -> bool:
-    """Not where it is missing, NaN, or the largest float, which a store makes of infinity."""
-    return abs(row.metrics.get(metric, math.nan)) < sys.float_info.max
+    """Not where it is missing, NaN or infinity."""
+    return math.isfinite(restored(row.metrics.get(metric, math.nan)))
 
 
 def _why_none(rows: Sequence[RunRow], max_l0: float) -> str:

@@ -25,6 +25,8 @@ class HalfAServer:
         self.uri = ""
         self.run_id = uuid.uuid4().hex
         """Of the one run; MLflow remembers where the artifacts of an id are."""
+        self.tags: dict[str, str] = {}
+        """The run's."""
 
     @property
     def artifacts(self) -> list[str]:
@@ -58,7 +60,7 @@ def half_a_server() -> Iterator[HalfAServer]:
                 return
             if self.command == "POST" and body:
                 state.log.append((place, json.loads(body)))
-            self._send(200, {"run": _run(state.run_id)} if place.startswith("runs/") else {})
+            self._send(200, {"run": _run(state)} if place.startswith("runs/") else {})
 
         do_GET = do_POST = do_PUT = do_DELETE = answer
 
@@ -95,13 +97,14 @@ def half_a_server() -> Iterator[HalfAServer]:
         server.server_close()
 
 
-def _run(run_id: str) -> dict:
+def _run(state: HalfAServer) -> dict:
     info = {
-        "run_id": run_id,
-        "run_uuid": run_id,
+        "run_id": state.run_id,
+        "run_uuid": state.run_id,
         "experiment_id": "1",
         "status": "RUNNING",
         "lifecycle_stage": "active",
         "artifact_uri": "mlflow-artifacts:/1/artifacts",
     }
-    return {"info": info, "data": {}, "inputs": {}}
+    tags = [{"key": key, "value": value} for key, value in state.tags.items()]
+    return {"info": info, "data": {"tags": tags}, "inputs": {}}

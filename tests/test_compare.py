@@ -12,8 +12,8 @@ from mlflow.tracking import MlflowClient
 from plot_store import add_layer, add_parent, filled_store, history, new_experiment
 from readable import assert_readable
 
+from sae_mlflow.density import density_table, write_density_table
 from sae_mlflow.errors import UserError
-from sae_mlflow.evaluation.density import density_table, write_density_table
 from sae_mlflow.plots import frames
 from sae_mlflow.plots.choice import Choice
 from sae_mlflow.plots.compare.figures import comparison
@@ -57,6 +57,7 @@ def evaluate(store, run, tmp_path, dead):
     client.log_artifact(run, str(file), "evaluation")
     client.log_metric(run, "latents_dead_fraction", dead / 100, step=4)
     client.log_metric(run, "ce_loss_recovered", 0.9, step=4)
+    client.log_metric(run, "evaluation_tokens", 1000, step=4)
 
 
 @pytest.fixture

@@ -171,6 +171,18 @@ def test_one_damaged_sae_costs_the_others_nothing(file, keep, reason, command, s
     ]
 
 
+def test_figures_stand_in_a_run_once_its_files_do(command, store, runs):
+    run_id = runs["layer2"].run_id
+    folder = next(Path().rglob(f"{run_id}/artifacts")) / "evaluation"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.write_text("in the folder's place")
+    status, printed, error = command("--run", run_id, "--tokens", 96)
+    folder.unlink()
+    assert (status, printed) == (2, "")
+    assert f"The evaluation can't be logged to run {run_id}: " in error
+    assert store.run(run_id).metrics.get("evaluation_tokens") != 96
+
+
 def test_text_that_is_gone_or_another_is_refused(command, home, runs):
     run_id = runs["layer1"].run_id
     text = home / "text.txt"

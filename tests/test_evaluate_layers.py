@@ -5,6 +5,7 @@ import sqlite3
 
 import pytest
 from cached_acts import planned
+from PIL import Image, ImageColor
 from safetensors.torch import load_file, save_file
 from saved_saes import change_config
 
@@ -12,6 +13,7 @@ from sae_mlflow.activations.layer import open_activations
 from sae_mlflow.evaluation.layers import evaluate_layers
 from sae_mlflow.lm.loading import load_language_model
 from sae_mlflow.pipeline import run_training
+from sae_mlflow.plots.style import load_style
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.refusals import is_away
@@ -57,6 +59,18 @@ def test_a_layer_counts_as_evaluated_once_its_run_has_the_figures(tiny_settings,
         (rows[0].evaluation["ce_loss_recovered"],)
     ]
     other.close()
+
+
+def test_the_densities_are_drawn_in_the_trainings_style(tiny_settings, tmp_path):
+    settings = tiny_settings(
+        *("model.layers=[1]", "plots.style=dark", "plots.after_training=false"),
+        *("evaluate.after_training=true", "evaluate.tokens=64"),
+    )
+    training = run_training(settings, Display(), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    place = f"runs:/{training.rows[0].run_id}/evaluation/density.png"
+    with Image.open(training.store.download(place, tmp_path)) as image:
+        corner = image.convert("RGB").getpixel((0, 0))
+    assert corner == ImageColor.getrgb(load_style("dark").colours.page)
 
 
 def test_an_sae_that_cannot_be_evaluated_costs_the_other_layers_nothing(tiny_settings, tmp_path):

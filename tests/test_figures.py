@@ -186,6 +186,12 @@ def test_several_settings_of_a_layer_are_told_apart_by_label_and_dashes():
     assert len({(line.get_color(), str(line._dash_pattern)) for line in lines}) == 6
 
 
+def test_settings_are_in_the_order_of_their_numbers():
+    rates = ["1e-05", "0.0001", "0.001", "0.01"]
+    table = pd.concat([setting(layers(1, 3), f"lr={rate}") for rate in sorted(rates)])
+    assert legend(all_layers(table, "total_loss")) == [f"layer0 · lr={rate}" for rate in rates]
+
+
 def test_many_lines_of_few_layers_have_a_legend_of_colours_and_one_of_dashes():
     table = pd.concat([setting(layers(6, 3), f"sae.k={k}") for k in (8, 32, 64)])
     figure = all_layers(table, "total_loss")

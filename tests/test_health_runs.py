@@ -17,8 +17,7 @@ from plot_store import add_layer, add_parent, filled_store, history, new_experim
 from sae_mlflow import load_sae
 from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.commands.train import _train
-from sae_mlflow.errors import UserError
-from sae_mlflow.health.stored import judge_run, record
+from sae_mlflow.health.stored import judge_run
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.stopping import Stopping
@@ -276,8 +275,9 @@ def test_an_artifact_location_that_cannot_be_written_is_said(tmp_path):
     place = (tmp_path / "file" / "artifacts").as_uri()
     experiment = MlflowClient(store.uri).create_experiment("shut", artifact_location=place)
     run_id = add_layer(store, add_parent(store, experiment), "layer1", history(2))
-    with pytest.raises(UserError, match=r"health.json can't be logged to run .*--no-log"):
-        record(store.reopen(run_id), judge_run(store, store.run(run_id)))
+    done = health_command("--run", run_id, "--tracking-uri", store.uri)
+    assert done.returncode == 2
+    assert re.search(r"error: health.json can't be logged to run .*--no-log", done.stderr)
 
 
 def test_watch_judges_a_run_that_has_no_tag_and_believes_one_that_has(past):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from spliced_models import identity_sae, random_sae
 
-from sae_mlflow.evaluation.density import density_metrics, density_table, write_density_table
+from sae_mlflow.density import density_metrics, density_table, write_density_table
 from sae_mlflow.evaluation.latent_stats import (
     FiringCounts,
     decoder_max_cosine,

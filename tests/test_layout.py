@@ -132,3 +132,14 @@ def test_the_package_and_its_command_line_import_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_process_that_draws_loads_no_mlflow():
+    """With the command line, which a spawned process imports as well."""
+    code = (
+        "import sys, sae_mlflow.__main__, sae_mlflow.plots.figures, sae_mlflow.plots.interactive;"
+        "import sae_mlflow.plots.compare.figures, sae_mlflow.plots.compare.page_content;"
+        "print(sorted({'torch', 'transformers', 'mlflow', 'sqlalchemy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

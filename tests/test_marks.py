@@ -11,10 +11,11 @@ from plot_store import add_layer, add_parent, filled_store, history, new_experim
 from sae_mlflow.health.finding import words
 from sae_mlflow.plots import frames
 from sae_mlflow.plots.choice import Choice
+from sae_mlflow.plots.curve import Curve
 from sae_mlflow.plots.figures import single_metric, training_history
 from sae_mlflow.plots.frames import history_table, over_seeds
 from sae_mlflow.plots.marks import NO_MARKS, Mark, draw_marks, marks_of
-from sae_mlflow.plots.panels import Curve, draw_panel
+from sae_mlflow.plots.panels import draw_panel
 from sae_mlflow.plots.runs import _layer_jobs, draw_experiments
 from sae_mlflow.plots.style import load_style
 

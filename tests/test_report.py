@@ -13,6 +13,8 @@ from report_page import ReportPage
 from sae_mlflow.__main__ import app
 from sae_mlflow.commands.cli import run_cli
 from sae_mlflow.plots import drawing
+from sae_mlflow.plots.compare.by_layer import metrics_of
+from sae_mlflow.plots.compare.tables import FINAL_METRICS, ends_table
 from sae_mlflow.plots.style import load_style
 from sae_mlflow.report.build import report_html
 from sae_mlflow.report.contents import gather, rows_of
@@ -127,21 +129,39 @@ def test_a_run_without_a_columns_metric_names_its_own():
     assert "Without any epoch in the store:" in page.text
 
 
+def test_the_final_figures_are_those_of_the_pictures():
+    """On held-out tokens, where a run has both."""
+
+    def fill(store, parent):
+        for layer in ("layer1", "layer2"):
+            add_layer(store, parent, layer, metrics() | {"val_dead_fraction": [0.25] * 3})
+
+    name, _ = experiment(fill)
+    page, (store, _) = facts(name), filled_store()
+    assert [row["dead val_dead_fraction"] for row in page.layers] == ["25.0%", "25.0%"]
+    ends = ends_table(store.layer_runs(store.find_experiment(name)))
+    assert metrics_of(ends, FINAL_METRICS.values()) == [
+        "val_fvu",
+        "val_l0_norm",
+        "val_dead_fraction",
+    ]
+
+
 def test_several_models_and_settings_are_told_apart():
     def fill(store, parent):
-        for k in (32, 64):
+        for k in (8, 64):
             add_layer(store, parent, "layer1", metrics(), sae__k=k)
         add_layer(store, parent, "layer1", metrics(), model="gpt2")
 
     page = facts(experiment(fill)[0])
     assert [(row["model"], row["setting"]) for row in page.layers] == [
         ("gpt2", ""),
-        (MODEL, "sae.k=32"),
+        (MODEL, "sae.k=8"),
         (MODEL, "sae.k=64"),
     ]
     assert [row["layer"] for row in page.table("layer", "sae.k")] == [
         "gpt2 · layer1",
-        *(f"{MODEL} · layer1 topk · sae.k={k} · seed 0" for k in (32, 64)),
+        *(f"{MODEL} · layer1 topk · sae.k={k} · seed 0" for k in (8, 64)),
     ]
 
 

@@ -7,8 +7,11 @@ import time
 import pytest
 from half_a_server import half_a_server
 
+from sae_mlflow.commands.health import health_command
+from sae_mlflow.errors import UserError
 from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.patience import Patience
+from sae_mlflow.tracking.store import Store
 
 
 @pytest.fixture
@@ -47,6 +50,24 @@ def test_an_artifact_that_a_server_does_not_take_lets_the_metrics_pass(
     server.artifact_status = 200
     assert store.wait(10) and store.waiting == 0
     assert server.artifacts == ["PUT sae/weights"]
+
+
+@pytest.mark.parametrize("status", [500, 403])
+def test_what_a_command_cannot_log_is_said_with_what_to_do_instead(
+    status, server, tmp_path, monkeypatch
+):
+    """The server answers: that it doesn't would be untrue."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    server.artifact_status, server.tags = status, {"sae.role": "layer"}
+    (tmp_path / "fvu.png").write_bytes(b"png")
+    store, run_id = Store(server.uri), server.run_id
+    said = f"can't be logged to run {run_id}: .*{status}.* See that its artifact location"
+    with pytest.raises(UserError, match=f"^The plots {said} .*--output-dir DIR"):
+        store.log_plots(run_id, tmp_path)
+    with pytest.raises(UserError, match=f"^report.html {said} .*--output FILE"):
+        store.log_page(run_id, "<p>", "report.html")
+    with pytest.raises(UserError, match=f"^health.json {said} .*look only, with --no-log"):
+        health_command(run=run_id, tracking_uri=server.uri)
 
 
 def test_an_upload_that_nobody_answers_lets_the_metrics_pass(

@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from sae_mlflow.config import load_settings
+from sae_mlflow.density import density_table, read_density_table, write_density_table
 from sae_mlflow.errors import UserError
-from sae_mlflow.evaluation.density import density_table, read_density_table, write_density_table
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.tensorboard.export import export_experiment
@@ -215,7 +215,11 @@ def test_a_density_table_read_again_is_the_one_that_was_written(tmp_path):
     again = read_density_table(tmp_path / "density.csv")
     assert again.never_fired == 1 and again.latents.tolist() == table.latents.tolist()
     np.testing.assert_allclose(again.edges, table.edges, atol=5e-5)
-    for bad in ("", "a,b\n", "log10_density_from,b,c,d\n,,1,0.5\nx,y,2,1\n"):
+    heads = "log10_density_from,b,c,d\n"
+    for bad in (
+        *("", "a,b\n", heads + ",,1,0.5\nx,y,2,1\n", heads + ",,1,0.5\nnan,0,2,1\n"),
+        *(heads + ",,0,0\n-1,0,0,0\n", heads + f",,1,0.5\n-1,0,{10**30},1\n"),
+    ):
         (tmp_path / "density.csv").write_text(bad)
         with pytest.raises(UserError, match="density.csv is not a table of densities"):
             read_density_table(tmp_path / "density.csv")

@@ -23,7 +23,7 @@ from sae_mlflow.tracking.store import Store
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
-        *("sae_mlflow.pipeline", "sae_mlflow.__main__", "sae_mlflow.evaluation.density_figure"),
+        *("sae_mlflow.pipeline", "sae_mlflow.__main__", "sae_mlflow.plots.density_figure"),
         *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.db.utils", "alembic"),
         *("transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto"),
         *(

@@ -33,6 +33,7 @@ def health_command(
         raise UserError("Give one of --experiment NAME and --run ID.")
     from rich.console import Console
 
+    from sae_mlflow.health.finding import HEALTH_FILE
     from sae_mlflow.health.stored import judge_run, record
     from sae_mlflow.health.table import health_table
     from sae_mlflow.tracking.store import existing_store
@@ -47,6 +48,7 @@ def health_command(
     console.print(health_table(judged, console.width, to_file=not console.is_terminal))
     if log:
         for row, verdict in judged:
-            record(store.reopen(row.run_id), verdict)
+            with store.logging_to(row.run_id, HEALTH_FILE, "look only, with --no-log"):
+                record(store.reopen(row.run_id), verdict)
     if any(verdict.status == "failed" for _, verdict in judged):
         raise typer.Exit(EXIT_SOME_FAILED)

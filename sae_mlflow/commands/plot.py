@@ -13,7 +13,6 @@ from sae_mlflow.plots.choice import Choice, parse_layers
 from sae_mlflow.plots.drawing import drawing_processes
 from sae_mlflow.plots.files import draw_history_file, draw_sae_dir
 from sae_mlflow.plots.formats import DEFAULT_FORMATS, parse_formats
-from sae_mlflow.plots.runs import draw_experiments
 from sae_mlflow.plots.style import load_style
 from sae_mlflow.terminal import say
 from sae_mlflow.whole_file import check_folder
@@ -149,6 +148,7 @@ def _from_store(experiments: list[str], choice: Choice, tracking_uri: str | None
     if not choice.log and choice.output_dir is None:
         raise UserError("--no-log without --output-dir DIR would leave no picture. Add the latter.")
     with drawing_processes() as pool:
+        from sae_mlflow.plots.runs import draw_experiments
         from sae_mlflow.tracking.store import existing_store
 
         yield from draw_experiments(existing_store(tracking_uri), experiments, choice, pool)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sae_mlflow.density import density_metrics
 from sae_mlflow.errors import UserError
-from sae_mlflow.evaluation.density import density_metrics
 from sae_mlflow.evaluation.firings import Firings
 from sae_mlflow.evaluation.latent_stats import FiringCounts, weight_metrics
 from sae_mlflow.evaluation.predictions import LossSums, Predictions, recovered_share

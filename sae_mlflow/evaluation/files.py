@@ -3,16 +3,36 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sae_mlflow.evaluation.density import density_table, write_density_table
+from sae_mlflow.density import density_table, write_density_table
 from sae_mlflow.evaluation.evaluate import Evaluation
 from sae_mlflow.evaluation.page import Card, latent_page
-from sae_mlflow.tracking.contents import DENSITY_TABLE
+from sae_mlflow.plots.formats import save
+from sae_mlflow.plots.style import Style, load_style
+from sae_mlflow.tracking.contents import DENSITY_TABLE, EVALUATION_FOLDER
+from sae_mlflow.tracking.open_run import OpenRun
 
 DENSITY_FIGURE, LATENT_PAGE = "density.png", "latents.html"
 
 
+def log_evaluation(run: OpenRun, epochs: int, evaluation: Evaluation, folder: Path) -> None:
+    """Log an evaluation to its layer's run; the metrics come last: where they stand, all does.
+
+    Args:
+        epochs: of the training: what was evaluated is the SAE as it was after them.
+        folder: with the files.
+    """
+    run.log_folder(folder, EVALUATION_FOLDER)
+    run.log_metrics(epochs, evaluation.metrics)
+
+
 def write_density(
-    evaluation: Evaluation, folder: Path, *, model: str, layer: str, note: str = ""
+    evaluation: Evaluation,
+    folder: Path,
+    *,
+    model: str,
+    layer: str,
+    note: str = "",
+    style: Style | None = None,
 ) -> None:
     """Write `density.csv` and `density.png`.
 
@@ -20,16 +40,16 @@ def write_density(
         model: as it stands in titles.
         layer: the site's label.
         note: a line under the picture's title.
+        style: the picture's; unset means the default.
     """
     # matplotlib takes a second to import
-    from sae_mlflow.evaluation.density_figure import density_figure
-    from sae_mlflow.plots.formats import save
-    from sae_mlflow.plots.style import load_style
+    from sae_mlflow.plots.density_figure import density_figure
 
+    style = style or load_style()
     table = density_table(evaluation.density, evaluation.spliced_tokens)
     write_density_table(table, folder / DENSITY_TABLE)
-    figure = density_figure(table, model, layer, note)
-    save(figure, load_style(), folder / DENSITY_FIGURE)
+    figure = density_figure(table, model, layer, style, note)
+    save(figure, style, folder / DENSITY_FIGURE)
 
 
 def write_latent_page(

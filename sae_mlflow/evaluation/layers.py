@@ -8,13 +8,13 @@ from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.evaluate import Evaluation
-from sae_mlflow.evaluation.files import write_density
+from sae_mlflow.evaluation.files import log_evaluation, write_density
 from sae_mlflow.evaluation.splice import Splicer
 from sae_mlflow.evaluation.stored_saes import StoredSite, evaluate_stored
 from sae_mlflow.lm.hookpoints import LanguageModel
+from sae_mlflow.plots.style import Style
 from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.text.corpus import Windows
-from sae_mlflow.tracking.contents import EVALUATION_FOLDER
 from sae_mlflow.tracking.store import Store
 
 # Of SAEs that are in memory at once: the LM's clean pass is shared by so many.
@@ -28,6 +28,7 @@ def evaluate_layers(
     windows: Windows,
     rows: Sequence[Row],
     all_acts: Sequence[LayerActivations],
+    style: Style | None = None,
 ) -> list[str]:
     """Log what the LM loses to each layer's SAE, as it stands in the store; fills in the rows.
 
@@ -35,6 +36,7 @@ def evaluate_layers(
 
     Args:
         all_acts: what each row's SAE was trained on.
+        style: of pictures; unset means the default.
 
     Returns:
         Why layers weren't evaluated, a line each: their SAEs can't be opened, or nothing in the
@@ -52,7 +54,7 @@ def evaluate_layers(
             if isinstance(result, UserError):
                 refused.append(f"{row.layer}: {result}")
                 continue
-            _log(store, settings, row, result.evaluation)
+            _log(store, settings, row, result.evaluation, style)
             row.evaluation.update(result.evaluation.metrics)
     return refused
 
@@ -69,11 +71,11 @@ def _groups(
     yield group
 
 
-def _log(store: Store, settings: Settings, row: Row, evaluation: Evaluation) -> None:
-    """The metrics come last: where they stand, everything does."""
-    run = store.reopen(row.run_id)
+def _log(
+    store: Store, settings: Settings, row: Row, evaluation: Evaluation, style: Style | None
+) -> None:
+    model = settings.model.label
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_density(evaluation, folder, model=settings.model.label, layer=row.layer)
-        run.log_folder(folder, EVALUATION_FOLDER)
-    run.log_metrics(settings.train.epochs, evaluation.metrics)
+        write_density(evaluation, folder, model=model, layer=row.layer, style=style)
+        log_evaluation(store.reopen(row.run_id), settings.train.epochs, evaluation, folder)

@@ -15,7 +15,12 @@ from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.cards import latent_cards
 from sae_mlflow.evaluation.evaluate import Evaluation, held_out, site_caps
-from sae_mlflow.evaluation.files import LATENT_PAGE, write_density, write_latent_page
+from sae_mlflow.evaluation.files import (
+    LATENT_PAGE,
+    log_evaluation,
+    write_density,
+    write_latent_page,
+)
 from sae_mlflow.evaluation.firings import check_named
 from sae_mlflow.evaluation.page import Card
 from sae_mlflow.evaluation.splice import Splicer
@@ -179,16 +184,15 @@ def _cards(bench: _Bench, evaluated: Evaluated) -> list[Card]:
 
 
 def _log(store: Store, trained: Trained, evaluation: Evaluation, cards: Sequence[Card]) -> None:
-    row, run = trained.row, store.reopen(trained.row.run_id)
-    # beside the last epoch's values: what was evaluated is the SAE as it was then
-    run.log_metrics(trained.settings.train.epochs, evaluation.metrics)
+    row, epochs = trained.row, trained.settings.train.epochs
     with TemporaryDirectory() as scratch:
         folder, note = Path(scratch), describe([row])
         write_density(evaluation, folder, model=row.model, layer=row.layer, note=note)
         title = f"{row.model} · {row.layer}"
         note = f"{note} · run {row.run_id}"
         write_latent_page(evaluation, cards, folder, title=title, note=note)
-        run.log_folder(folder, EVALUATION_FOLDER)
+        with store.logging_to(row.run_id, "The evaluation", "evaluate where it can be"):
+            log_evaluation(store.reopen(row.run_id), epochs, evaluation, folder)
 
 
 def _summary(row: RunRow, evaluation: Evaluation) -> str:

@@ -1,21 +1,15 @@
 """A run of the store, judged: live or long over."""
 
-from typing import TYPE_CHECKING
-
 from pydantic import ValidationError
 
 from sae_mlflow.config_health import HealthSettings
-from sae_mlflow.errors import UserError
 from sae_mlflow.health.check import check
 from sae_mlflow.health.curves import History
 from sae_mlflow.health.facts import facts_of
 from sae_mlflow.health.finding import HEALTH_FILE, Verdict
-from sae_mlflow.tracking.contents import FAILURE_TAG
-
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.contents import RunRow
-    from sae_mlflow.tracking.open_run import OpenRun
-    from sae_mlflow.tracking.store import Store
+from sae_mlflow.tracking.contents import FAILURE_TAG, RunRow
+from sae_mlflow.tracking.open_run import OpenRun
+from sae_mlflow.tracking.store import Store
 
 READ_METRICS = (
     *("total_loss", "reconstruction_loss", "sparsity_loss", "l0_norm", "val_l0_norm"),
@@ -26,14 +20,14 @@ _PREFIX = "health."
 _MOST_EPOCHS = 1_000_000  # a larger step is none, and a list up to it would take all memory
 
 
-def judge_run(store: "Store", row: "RunRow") -> Verdict:
+def judge_run(store: Store, row: RunRow) -> Verdict:
     """A layer run's health, by the thresholds that it was trained with."""
     failure = row.tags.get(FAILURE_TAG, "")
     facts = facts_of(row.params, row.metrics, row.status, failure)
     return check(stored_history(store, row), facts, thresholds_of(row))
 
 
-def stored_history(store: "Store", row: "RunRow") -> History:
+def stored_history(store: Store, row: RunRow) -> History:
     """What the checks read of a run's metrics: a value an epoch, None where there is none."""
     there = [metric for metric in READ_METRICS if metric in row.metrics]
     points = [p for p in store.history(row.run_id, there) if 1 <= p[1] <= _MOST_EPOCHS]
@@ -44,7 +38,7 @@ def stored_history(store: "Store", row: "RunRow") -> History:
     return history
 
 
-def thresholds_of(row: "RunRow") -> HealthSettings:
+def thresholds_of(row: RunRow) -> HealthSettings:
     """Those in a run's params; the defaults where it has none, or none that are understood."""
     params = {
         key.removeprefix(_PREFIX): value
@@ -57,17 +51,7 @@ def thresholds_of(row: "RunRow") -> HealthSettings:
         return HealthSettings()
 
 
-def record(run: "OpenRun", verdict: Verdict) -> None:
-    """Leave a verdict in a run: its tags, and `health.json`.
-
-    Raises:
-        UserError: the place of the run's artifacts can't be written.
-    """
+def record(run: OpenRun, verdict: Verdict) -> None:
+    """Leave a verdict in a run: its tags, and `health.json`."""
     run.tag(verdict.tags)
-    try:
-        run.log_text(verdict.to_json(), HEALTH_FILE)
-    except OSError as error:
-        raise UserError(
-            f"{HEALTH_FILE} can't be logged to run {run.run_id}: {error}. See that its artifact "
-            "location can be written from here, or look only, with --no-log."
-        ) from None
+    run.log_text(verdict.to_json(), HEALTH_FILE)

@@ -1,25 +1,22 @@
 """Verdicts about runs as a table: a row a finding, and one for a run that is well."""
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.table import Table
 from rich.text import Text
 
-from sae_mlflow.health.finding import Finding, Status, Verdict, words
+from sae_mlflow.health.finding import Finding, Verdict, words
 from sae_mlflow.terminal import plain
+from sae_mlflow.tracking.contents import RunRow
 
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.contents import RunRow
-
-COLOURS: dict[Status, str] = {"ok": "green", "warning": "yellow", "failed": "red"}
+HEALTH_COLOURS: Mapping[str, str] = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 _SHORT_ID = 8
 _WIDE = 110  # columns of a terminal that has room for what to try beside the finding
 
 
 def health_table(
-    judged: "Iterable[tuple[RunRow, Verdict]]", width: int = 80, to_file: bool = False
+    judged: Iterable[tuple[RunRow, Verdict]], width: int = 80, to_file: bool = False
 ) -> Table:
     """Runs in the order given, each with its findings.
 
@@ -39,7 +36,7 @@ def health_table(
         table.add_column("what to try", no_wrap=to_file, overflow="fold")
     for row, verdict in judged:
         run_id = row.run_id if to_file else row.run_id[:_SHORT_ID]
-        status = Text(verdict.status, style=COLOURS[verdict.status])
+        status = Text(verdict.status, style=HEALTH_COLOURS[verdict.status])
         head = (Text(run_id, style="dim"), Text(plain(row.layer)), status)
         for finding in verdict.findings:
             table.add_row(*head, *_cells(finding, wide))

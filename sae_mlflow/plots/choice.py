@@ -10,9 +10,9 @@ from sae_mlflow import naming
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.plots.formats import DEFAULT_FORMATS
 from sae_mlflow.plots.style import Style, load_style
+from sae_mlflow.tracking.contents import RunRow
 
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.contents import RunRow
+if TYPE_CHECKING:
     from sae_mlflow.tracking.store import Store
 
 
@@ -59,7 +59,7 @@ def parse_layers(text: str) -> tuple[str, ...]:
 
 def finished_rows(
     store: "Store", experiment: str, experiment_id: str, also: str | None = None
-) -> list["RunRow"]:
+) -> list[RunRow]:
     """The finished layer runs of an experiment, newest first.
 
     Args:
@@ -89,7 +89,7 @@ def finished_rows(
     )
 
 
-def chosen_rows(rows: list["RunRow"], experiments: str, choice: Choice) -> list["RunRow"]:
+def chosen_rows(rows: list[RunRow], experiments: str, choice: Choice) -> list[RunRow]:
     """The rows of the chosen model and layers; says what there is where one isn't.
 
     Args:

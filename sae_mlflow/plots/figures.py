@@ -13,8 +13,8 @@ from sae_mlflow.plots.layer_key import LayerKey
 from sae_mlflow.plots.marks import NO_MARKS, Marks, draw_marks, health_note
 from sae_mlflow.plots.notes import hidden, incomplete, with_seeds
 from sae_mlflow.plots.numbers import number_text
-from sae_mlflow.plots.page_layout import Rooms, new_page
 from sae_mlflow.plots.panels import draw_panel, label_lines, place_axis_labels
+from sae_mlflow.plots.sheet import Rooms, new_sheet
 from sae_mlflow.plots.style import Style, load_style
 from sae_mlflow.plots.style_parts import Panel, fill
 from sae_mlflow.plots.text_size import inches
@@ -36,7 +36,7 @@ def training_history(
     with style.theme():
         columns, panel = style.sizes.history_columns, style.sizes.history_panel
         curves = {metric: _only_curve(style, table, metric) for metric in HISTORY_METRICS}
-        page = new_page(
+        sheet = new_sheet(
             style,
             len(HISTORY_METRICS) // columns,
             columns,
@@ -45,13 +45,13 @@ def training_history(
             [*_facts(style, note, table), health_note(marks, curves)],
             label_lines=_label_lines(style, table, HISTORY_METRICS, panel),
         )
-        for axes, (metric, curve) in zip(page.panels, curves.items(), strict=True):
+        for axes, (metric, curve) in zip(sheet.panels, curves.items(), strict=True):
             _draw_only_curve(axes, style, table, metric)
             if curve:
                 draw_marks(axes, style, curve, marks.on(metric, curve))
                 _write_final(axes, style, curve)
-        place_axis_labels(style, page.panels)
-    return page.figure
+        place_axis_labels(style, sheet.panels)
+    return sheet.figure
 
 
 def single_metric(
@@ -65,7 +65,7 @@ def single_metric(
     style = style or load_style()
     with style.theme():
         panel, curve = style.sizes.single_panel, _only_curve(style, table, metric)
-        page = new_page(
+        sheet = new_sheet(
             style,
             1,
             1,
@@ -75,14 +75,14 @@ def single_metric(
             label_lines=_label_lines(style, table, [metric], panel),
             right=_room_for_final(style, table, metric),
         )
-        (axes,) = page.panels
+        (axes,) = sheet.panels
         _draw_only_curve(axes, style, table, metric)
         if curve:
             draw_marks(axes, style, curve, marks.on(metric, curve))
         place_axis_labels(style, [axes])
         if curve:
             _name_final(axes, style, curve)
-    return page.figure
+    return sheet.figure
 
 
 def all_layers(
@@ -102,7 +102,7 @@ def all_layers(
         curves, absent = _curves(key, table, metric)
         facts = [*incomplete(curves, absent, epochs, style.metric(metric)), hidden(curves)]
         words, panel = _words(table, style.metric(metric).label), style.sizes.overlay_panel
-        page = new_page(
+        sheet = new_sheet(
             style,
             1,
             1,
@@ -111,14 +111,14 @@ def all_layers(
             [*_facts(style, note, table), *facts],
             label_lines=_label_lines(style, table, [metric], panel),
         )
-        (axes,) = page.panels
+        (axes,) = sheet.panels
         if curves:
-            page.make_room(key.draw(axes, curves))
+            sheet.make_room(key.draw(axes, curves))
         draw_panel(axes, style, metric, curves, epochs, fill(style.titles.panel, **words))
         place_axis_labels(style, [axes])
         if len(curves) == 1:
             axes.set_xlabel("epoch")  # what is missing stands in the note already
-    return page.figure
+    return sheet.figure
 
 
 def _curves(key: LayerKey, table: pd.DataFrame, metric: str) -> tuple[list[Curve], list[str]]:

@@ -9,10 +9,9 @@ import pandas as pd
 
 from sae_mlflow import naming
 from sae_mlflow.history import drawable
-from sae_mlflow.tracking.contents import DERIVED_PARAM, WITHIN_EPOCH
+from sae_mlflow.tracking.contents import DERIVED_PARAM, WITHIN_EPOCH, RunRow
 
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.contents import RunRow
+if TYPE_CHECKING:
     from sae_mlflow.tracking.store import Store
 
 COLUMNS = ["run_id", "model", "layer", "setting", "seed", "epoch", "metric", "value"]
@@ -51,7 +50,7 @@ def settings_of(row: HasSettings) -> dict[str, str]:
     }
 
 
-def groups(rows: Iterable["RunRow"], which: Which) -> list[list["RunRow"]]:
+def groups(rows: Iterable[RunRow], which: Which) -> list[list[RunRow]]:
     """Runs that differ in nothing but the seed, together; by model, layer number and age.
 
     Args:
@@ -66,7 +65,7 @@ def groups(rows: Iterable["RunRow"], which: Which) -> list[list["RunRow"]]:
     return sorted(ordered, key=lambda g: (g[0].model, naming.layer_order(g[0].layer), _age(g)))
 
 
-def setting_labels(grouped: Sequence[Sequence["RunRow"]]) -> list[str]:
+def setting_labels(grouped: Sequence[Sequence[RunRow]]) -> list[str]:
     """For each group what sets it apart within its model: `sae.k=32`, or nothing.
 
     Only settings that differ are named, and only where a layer of the model was trained with more
@@ -83,7 +82,7 @@ def setting_labels(grouped: Sequence[Sequence["RunRow"]]) -> list[str]:
 
 
 def run_table(
-    store: "Store", grouped: Sequence[Sequence["RunRow"]], metrics: Sequence[str]
+    store: "Store", grouped: Sequence[Sequence[RunRow]], metrics: Sequence[str]
 ) -> pd.DataFrame:
     """The metrics of the groups' runs out of the store, as `COLUMNS`."""
     rows = []
@@ -97,7 +96,7 @@ def run_table(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def per_epoch(rows: Iterable["RunRow"]) -> list[str]:
+def per_epoch(rows: Iterable[RunRow]) -> list[str]:
     """The metrics in the runs whose steps are epochs; of those within an epoch they are tokens."""
     return sorted({key for row in rows for key in row.metrics if _by_epoch(key)})
 
@@ -139,7 +138,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     return spread.drop(columns="numbers").reset_index().sort_values("epoch", kind="stable")
 
 
-def describe(rows: Iterable["RunRow"]) -> str:
+def describe(rows: Iterable[RunRow]) -> str:
     """What was trained, in a line: `topk · k=32 · 4,608 latents · seeds 0, 1`."""
     rows = list(rows)
 
@@ -160,7 +159,7 @@ def _by_epoch(metric: str) -> bool:
     return not metric.startswith(f"{WITHIN_EPOCH}/")
 
 
-def _group_key(row: "RunRow") -> tuple[object, ...]:
+def _group_key(row: RunRow) -> tuple[object, ...]:
     where = row.tags.get("sae.hookpoint") or row.layer
     what = row.tags.get("sae.architecture", "")
     return (row.model, where, what, frozenset(settings_of(row).items()))
@@ -191,11 +190,11 @@ def _kinds(
     return len({(layer, *(each.get(key, "") for key in keys)) for layer, each in both})
 
 
-def _seed_order(row: "RunRow") -> tuple[float, str]:
+def _seed_order(row: RunRow) -> tuple[float, str]:
     return _number_first(row.params.get("seed", ""))
 
 
-def _age(group: Sequence["RunRow"]) -> int:
+def _age(group: Sequence[RunRow]) -> int:
     return min(row.start_time for row in group)
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # mlflow takes seconds to import
-    from sae_mlflow.tracking.contents import RunRow
+from sae_mlflow.tracking.contents import RunRow
+
+if TYPE_CHECKING:
     from sae_mlflow.tracking.store import Store
 
 
@@ -20,11 +21,11 @@ class Homes:
         self._comparisons: dict[str, str] = {}
         self._there: dict[str, bool] = {}
 
-    def of(self, rows: Sequence["RunRow"]) -> str:
+    def of(self, rows: Sequence[RunRow]) -> str:
         """One run's pictures belong to itself."""
         return rows[0].run_id if len(rows) == 1 else self.shared(rows)
 
-    def shared(self, rows: Sequence["RunRow"]) -> str:
+    def shared(self, rows: Sequence[RunRow]) -> str:
         """The parent that all have in common, if it is still there; else the comparison run."""
         parents = {row.parent_id for row in rows}
         parent = parents.pop() if len(parents) == 1 else None

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -15,9 +16,7 @@ from sae_mlflow.plots.pictures import Picture
 from sae_mlflow.terminal import warn
 from sae_mlflow.whole_file import whole_file
 
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from concurrent.futures import ProcessPoolExecutor
-
+if TYPE_CHECKING:
     from sae_mlflow.tracking.store import Store
 
 
@@ -46,7 +45,7 @@ def jobs_of(
 
 
 def carry_out(
-    store: "Store", jobs: Sequence[Job], pool: "ProcessPoolExecutor | None" = None
+    store: "Store", jobs: Sequence[Job], pool: ProcessPoolExecutor | None = None
 ) -> Iterator[str]:
     """Draw what has data; log and copy a run's pictures as soon as they are there."""
     for job in jobs:

@@ -21,7 +21,7 @@ from sae_mlflow.plots.style_values import Dash
 
 MOST_LEGEND_ENTRIES = 12
 _LABEL_WIDTH = 42  # characters, after which a label goes on in the next line
-_KEY_SHARE = 0.4  # of a page of fixed width, at most
+_KEY_SHARE = 0.4  # of a sheet of fixed width, at most
 _GAP = 0.15  # inches right of the axes
 _BAR_GAP, _BAR_WIDTH, _BAR_ROOM = 0.22, 0.17, 0.95  # inches, for ticks of 9 points
 
@@ -147,9 +147,9 @@ class LayerKey:
         return [*handles[: count - 1], self._handle(f"and {len(handles) - count + 1} more", "none")]
 
     def _handle(self, label: str, colour: str, dash: Dash = "solid") -> Line2D:
-        page = self._style.sizes.page_width
+        across = self._style.sizes.page_width
         letter = 0.6 * self._style.points("legend") / 72
-        width = _LABEL_WIDTH if page is None else max(8, int(_KEY_SHARE * page / letter) - 5)
+        width = _LABEL_WIDTH if across is None else max(8, int(_KEY_SHARE * across / letter) - 5)
         wrapped = "\n".join(textwrap.wrap(label, width, subsequent_indent="  "))
         thick = self._style.lines.width * self._style.factor
         return Line2D([], [], color=colour, linestyle=dash, linewidth=thick, label=wrapped)
@@ -157,9 +157,7 @@ class LayerKey:
 
 def _line_order(line: tuple[str, str]) -> tuple[object, ...]:
     layer, setting = line
-    parts = re.split(r"(\d+(?:\.\d+)?)", setting)
-    natural = [(float(part), "") if i % 2 else (0.0, part) for i, part in enumerate(parts)]
-    return (naming.layer_order(layer), natural)
+    return (naming.layer_order(layer), naming.natural_order(setting))
 
 
 def _style_of(line: tuple[str, str]) -> str:

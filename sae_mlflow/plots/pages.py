@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from sae_mlflow.plots.style import Style, load_style
+from sae_mlflow.tracking.contents import RunRow
 
-if TYPE_CHECKING:  # pandas and mlflow take seconds to import
+if TYPE_CHECKING:  # pandas takes a second to import
     import pandas as pd
 
-    from sae_mlflow.tracking.contents import RunRow
     from sae_mlflow.tracking.store import Store
 
 
@@ -96,7 +96,7 @@ def all_layers_page(
     return Page(table, folder / f"{stem}_all_layers", title, metric or "", note, links)
 
 
-def run_links(store: "Store", rows: Iterable["RunRow"]) -> tuple[RunLink, ...]:
+def run_links(store: "Store", rows: Iterable[RunRow]) -> tuple[RunLink, ...]:
     """The runs with their pages in the UI, where the store has a web address."""
     return tuple(
         RunLink(row.run_id, row.name, web_address(store, row.experiment_id, row.run_id))

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from sae_mlflow.plots.curve import Curve, smoothed, without_number
-from sae_mlflow.plots.numbers import number_text, ranges, whole_ticks
-from sae_mlflow.plots.page_layout import Rooms, size_of
+from sae_mlflow.plots.numbers import ranges, whole_ticks
+from sae_mlflow.plots.sheet import Rooms, size_of
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.text_size import broken, in_two, inches
 from sae_mlflow.plots.value_axis import TINY, draw_value_axis, not_shown
@@ -161,15 +161,3 @@ def _value_texts(axes: Axes) -> list[str]:
     low, high = axes.get_ylim()
     ticks = [tick for tick in axes.yaxis.get_majorticklocs().tolist() if low <= tick <= high]
     return axes.yaxis.get_major_formatter().format_ticks(ticks) or [""]
-
-
-__all__ = [
-    "Curve",
-    "draw_panel",
-    "label_lines",
-    "number_text",
-    "place_axis_labels",
-    "ranges",
-    "whole_ticks",
-    "without_number",
-]

@@ -5,14 +5,20 @@ in common, and else to the model's comparison run.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from sae_mlflow import naming
 from sae_mlflow.errors import known
 from sae_mlflow.history import REQUIRED_KEYS
+from sae_mlflow.plots import frames
 from sae_mlflow.plots.choice import Choice, chosen_rows, finished_rows
+from sae_mlflow.plots.compare.pages import comparison_pages
+from sae_mlflow.plots.compare.plan import Compared, comparisons
 from sae_mlflow.plots.drawing import Drawable
 from sae_mlflow.plots.homes import ALL_MODELS, Homes
 from sae_mlflow.plots.jobs import Job, carry_out, jobs_of
@@ -25,13 +31,9 @@ from sae_mlflow.plots.pictures import (
     overlay_pictures,
     stem,
 )
+from sae_mlflow.tracking.contents import RunRow
 
-if TYPE_CHECKING:  # pandas and mlflow take seconds to import
-    from concurrent.futures import ProcessPoolExecutor
-
-    import pandas as pd
-
-    from sae_mlflow.tracking.contents import RunRow
+if TYPE_CHECKING:
     from sae_mlflow.tracking.store import Store
 
 
@@ -48,8 +50,6 @@ def draw_layer_run(
         Their addresses, `runs:/ID/training_plots/...`, and the files' paths; none for what has
         no data.
     """
-    from sae_mlflow.plots import frames
-
     row = store.run(run_id)
     choice = choice or Choice()
     table = frames.run_table(store, [[row]], _metrics([row], choice, choice.interactive == "all"))
@@ -71,8 +71,6 @@ def draw_live(
     Returns:
         Its address, `runs:/ID/training_plots/...`.
     """
-    from sae_mlflow.plots import frames
-
     row = store.run(run_id)
     table = frames.run_table(store, [[row]], REQUIRED_KEYS)
     choice = replace(choice or Choice(), output_dir=None, interactive="none")
@@ -85,8 +83,6 @@ def draw_parent(store: "Store", parent_run_id: str, choice: Choice | None = None
 
     They go to the parent run; there are none where no layer has finished.
     """
-    from sae_mlflow.plots import frames
-
     parent = store.run(parent_run_id)
     rows = store.layer_runs(parent.experiment_id, parent_id=parent_run_id)
     grouped = frames.groups(rows, "all")
@@ -100,7 +96,7 @@ def draw_experiments(
     store: "Store",
     experiments: Sequence[str],
     choice: Choice,
-    pool: "ProcessPoolExecutor | None" = None,
+    pool: ProcessPoolExecutor | None = None,
 ) -> Iterator[str]:
     """Draw what is chosen of experiments; yields each artifact's address and file's path.
 
@@ -114,8 +110,6 @@ def draw_experiments(
         UserError: there is no such experiment, it has no (finished) SAE runs, nothing in it is
             what was chosen, or a place can't be written.
     """
-    from sae_mlflow.plots import frames
-
     experiments = list(dict.fromkeys(experiments))
     ids = [store.find_experiment(name) for name in experiments]
     rows = [
@@ -137,33 +131,27 @@ def draw_experiments(
 
 def _of_experiment(
     store: "Store", name: str, experiment_id: str, choice: Choice, among_others: bool
-) -> list["RunRow"]:
+) -> list[RunRow]:
     """Finished runs; among those of other experiments, theirs is one of their settings."""
-    from sae_mlflow.plots.frames import EXPERIMENT
-
     rows = finished_rows(store, name, experiment_id, choice.filter)
     if not among_others:
         return rows
-    return [replace(row, params={**row.params, EXPERIMENT: name}) for row in rows]
+    return [replace(row, params={**row.params, frames.EXPERIMENT: name}) for row in rows]
 
 
-def _metrics(rows: Sequence["RunRow"], choice: Choice, pages: bool) -> list[str]:
+def _metrics(rows: Sequence[RunRow], choice: Choice, pages: bool) -> list[str]:
     """What is read of runs: what pictures show, and for pages all that there is."""
-    from sae_mlflow.plots import frames
-
     pictured = [choice.metric] if choice.metric else REQUIRED_KEYS
     return list(dict.fromkeys([*pictured, *(frames.per_epoch(rows) if pages else ())]))
 
 
 def _layer_jobs(
     store: "Store",
-    table: "pd.DataFrame",
-    grouped: Sequence[Sequence["RunRow"]],
+    table: pd.DataFrame,
+    grouped: Sequence[Sequence[RunRow]],
     homes: Homes | None,
     choice: Choice,
 ) -> list[Job]:
-    from sae_mlflow.plots import frames
-
     jobs = []
     labels = frames.setting_labels(grouped)
     names = [stem(g[0].model, g[0].layer, s) for g, s in zip(grouped, labels, strict=True)]
@@ -189,13 +177,11 @@ def _layer_jobs(
 
 def _overlay_jobs(
     store: "Store",
-    table: "pd.DataFrame",
-    grouped: Sequence[Sequence["RunRow"]],
+    table: pd.DataFrame,
+    grouped: Sequence[Sequence[RunRow]],
     homes: Homes | None,
     choice: Choice,
 ) -> list[Job]:
-    from sae_mlflow.plots import frames
-
     jobs = []
     metrics = [choice.metric] if choice.metric else OVERLAY_METRICS
     models = list(dict.fromkeys(group[0].model for group in grouped))
@@ -216,13 +202,9 @@ def _overlay_jobs(
 
 
 def _comparison_jobs(
-    store: "Store", rows: Sequence["RunRow"], homes: Homes | None, choice: Choice
+    store: "Store", rows: Sequence[RunRow], homes: Homes | None, choice: Choice
 ) -> list[Job]:
     """Of all runs; they go where all belong together."""
-    from sae_mlflow.plots import frames
-    from sae_mlflow.plots.compare.pages import comparison_pages
-    from sae_mlflow.plots.compare.plan import Compared, comparisons
-
     compared = Compared(store, frames.groups(rows, "all"), choice.metric)
     drawn = comparisons(compared)
     if not drawn:
@@ -238,5 +220,5 @@ def _comparison_jobs(
     return jobs_of(pictures, copies, home, choice)
 
 
-def _folder(choice: Choice, row: "RunRow") -> Path:
+def _folder(choice: Choice, row: RunRow) -> Path:
     return (choice.output_dir or Path()) / naming.sanitise(row.model) / naming.PLOTS_FOLDER

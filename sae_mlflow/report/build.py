@@ -1,33 +1,28 @@
 """From runs in the store to the page's HTML."""
 
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from sae_mlflow.plots.drawing import draw_all
 from sae_mlflow.plots.style import Style
 from sae_mlflow.report.contents import gather
 from sae_mlflow.report.page import Drawn, Pictures, page_html
-from sae_mlflow.report.pictures import compared, histories, overlays, report_style, styled
+from sae_mlflow.report.pictures import Shown, compared, histories, overlays, report_style, styled
 from sae_mlflow.secrets import without_secrets
-
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from concurrent.futures import ProcessPoolExecutor
-
-    from sae_mlflow.report.pictures import Shown
-    from sae_mlflow.tracking.contents import RunRow
-    from sae_mlflow.tracking.store import Store
+from sae_mlflow.tracking.contents import RunRow
+from sae_mlflow.tracking.store import Store
 
 
 def report_html(
-    store: "Store",
+    store: Store,
     experiment: str,
-    rows: Sequence["RunRow"],
+    rows: Sequence[RunRow],
     style: Style,
-    pool: "ProcessPoolExecutor | None" = None,
+    pool: ProcessPoolExecutor | None = None,
 ) -> str:
     """The report of these runs, its pictures drawn in this style.
 
@@ -52,7 +47,7 @@ def report_html(
     return without_secrets(page_html(contents, pictures, style, made))
 
 
-def _drawn(shown: Sequence["Shown"], pool: "ProcessPoolExecutor | None") -> list[Drawn]:
+def _drawn(shown: Sequence[Shown], pool: ProcessPoolExecutor | None) -> list[Drawn]:
     with TemporaryDirectory(prefix="sae_mlflow-") as scratch:
         pictures = [each.picture.at(Path(scratch) / str(n)) for n, each in enumerate(shown)]
         # closed, so that no process goes on drawing into a folder that is gone

@@ -2,29 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from sae_mlflow import naming
 from sae_mlflow.errors import UserError
+from sae_mlflow.health.finding import Verdict
 from sae_mlflow.health.stored import judge_run
-from sae_mlflow.history import restored
+from sae_mlflow.history import REQUIRED_KEYS, restored
+from sae_mlflow.plots import frames
+from sae_mlflow.plots.compare.tables import FINAL_METRICS, run_labels
 from sae_mlflow.plots.pages import RunLink, run_links
-from sae_mlflow.tracking.contents import FINISHED, ROLE_LAYER, ROLE_SWEEP
-
-if TYPE_CHECKING:  # pandas and mlflow take seconds to import
-    import pandas as pd
-
-    from sae_mlflow.health.finding import Verdict
-    from sae_mlflow.tracking.contents import RunRow
-    from sae_mlflow.tracking.store import Store
-
-FINAL_METRICS: Mapping[str, tuple[str, ...]] = {
-    "FVU": ("val_fvu", "fvu"),
-    "L0": ("val_l0_norm", "l0_norm"),
-    "dead": ("dead_fraction", "val_dead_fraction"),
-    "CE recovered": ("ce_loss_recovered",),
-}
-"""A report's final figures, and of each the metric that it is; the first one that a run has."""
+from sae_mlflow.tracking.contents import FINISHED, ROLE_LAYER, ROLE_SWEEP, RunRow
+from sae_mlflow.tracking.store import Store
+from sae_mlflow.tracking.trainings import rows_of_experiment, rows_of_parent
 
 
 @dataclass(frozen=True)
@@ -39,7 +30,7 @@ class Final:
 class LayerRun:
     """One training, however it ended."""
 
-    row: "RunRow"
+    row: RunRow
     link: RunLink
     label: str
     """Its layer, after its model where there are several."""
@@ -47,7 +38,7 @@ class LayerRun:
     """What tells it from others of its layer and architecture: `sae.k=32`; often nothing."""
     epochs: int
     """That are in the store."""
-    verdict: "Verdict"
+    verdict: Verdict
     settings: Mapping[str, str]
     """Its params over its parent's."""
     repeated: bool = False
@@ -80,7 +71,7 @@ class Contents:
     runs: tuple[LayerRun, ...]
     """By model, layer number, architecture, setting, seed and age."""
     parents: tuple[RunLink, ...]
-    table: "pd.DataFrame"
+    table: pd.DataFrame
     """`frames.COLUMNS`, of all runs."""
 
     @property
@@ -96,27 +87,21 @@ class Contents:
         return [run for run in self.runs if run.finished]
 
 
-def rows_of(store: "Store", experiment: str | None, run_id: str | None) -> list["RunRow"]:
+def rows_of(store: Store, experiment: str | None, run_id: str | None) -> list[RunRow]:
     """The SAE runs of an experiment or of one of its parents, newest first, however they ended.
 
     Raises:
         UserError: there is no such experiment or run, the run isn't a parent or is another
             experiment's, or there are no SAE runs.
     """
-    from sae_mlflow.tracking.trainings import rows_of_experiment, rows_of_parent
-
     if run_id is not None:
         return rows_of_parent(store, _parent(store, experiment, run_id))
     assert experiment is not None
     return rows_of_experiment(store, experiment)
 
 
-def gather(store: "Store", experiment: str, rows: Sequence["RunRow"]) -> Contents:
+def gather(store: Store, experiment: str, rows: Sequence[RunRow]) -> Contents:
     """The facts of the runs: their health judged anew, their histories read once."""
-    from sae_mlflow.history import REQUIRED_KEYS
-    from sae_mlflow.plots import frames
-    from sae_mlflow.plots.compare.tables import run_labels
-
     table = frames.run_table(store, [[row] for row in rows], REQUIRED_KEYS)
     epochs = table.groupby("run_id")["epoch"].max().to_dict()
     labels = run_labels(rows)
@@ -141,16 +126,14 @@ def gather(store: "Store", experiment: str, rows: Sequence["RunRow"]) -> Content
     )
 
 
-def pictured(rows: Sequence["RunRow"]) -> list[list["RunRow"]]:
+def pictured(rows: Sequence[RunRow]) -> list[list[RunRow]]:
     """Whose histories are drawn: finished ones with their seeds together, others on their own."""
-    from sae_mlflow.plots import frames
-
     grouped = frames.groups((row for row in rows if row.status == FINISHED), "all")
     grouped += [[row] for row in rows if row.status != FINISHED]
     return sorted(grouped, key=lambda g: (g[0].model, naming.layer_order(g[0].layer)))
 
 
-def _parent(store: "Store", experiment: str | None, run_id: str) -> "RunRow":
+def _parent(store: Store, experiment: str | None, run_id: str) -> RunRow:
     row = store.find_run(run_id)
     role = row.tags.get("sae.role")
     if role == ROLE_LAYER and row.parent_id:
@@ -171,7 +154,7 @@ def _parent(store: "Store", experiment: str | None, run_id: str) -> "RunRow":
     return row
 
 
-def _parents(store: "Store", rows: Sequence["RunRow"]) -> dict[str, "RunRow"]:
+def _parents(store: Store, rows: Sequence[RunRow]) -> dict[str, RunRow]:
     """Those that are still there, the oldest first."""
     ids = dict.fromkeys(row.parent_id for row in rows if row.parent_id)
     found = [store.run(run_id) for run_id in ids if store.is_there(run_id)]
@@ -179,7 +162,6 @@ def _parents(store: "Store", rows: Sequence["RunRow"]) -> dict[str, "RunRow"]:
 
 
 def _order(run: LayerRun) -> tuple[object, ...]:
-    row, seed = run.row, run.seed
-    number = int(seed) if seed.isdecimal() else -1
+    row = run.row
     where = (row.model, naming.layer_order(row.layer), row.architecture)
-    return (*where, run.setting, number, seed, row.start_time)
+    return (*where, *map(naming.natural_order, (run.setting, run.seed)), row.start_time)

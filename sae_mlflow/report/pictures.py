@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -24,10 +23,8 @@ from sae_mlflow.plots.pictures import (
 )
 from sae_mlflow.plots.style import Style
 from sae_mlflow.report.contents import Contents, LayerRun, pictured
-
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.contents import RunRow
-    from sae_mlflow.tracking.store import Store
+from sae_mlflow.tracking.contents import RunRow
+from sae_mlflow.tracking.store import Store
 
 DOTS_PER_INCH = 100
 _PIXELS = 660  # of a narrow picture's width, so that its small letters stay sharp
@@ -80,7 +77,7 @@ def overlays(contents: Contents, style: Style) -> list[Shown]:
     return shown
 
 
-def compared(store: "Store", contents: Contents, style: Style) -> list[Shown]:
+def compared(store: Store, contents: Contents, style: Style) -> list[Shown]:
     """Finished runs held against each other."""
     rows = [run.row for run in contents.finished]
     shown = []
@@ -129,7 +126,7 @@ def _course(table: pd.DataFrame, style: Style) -> Iterator[str]:
             yield f"{style.metric(metric).label}: {', '.join(said)}."
 
 
-def _with_settings(table: pd.DataFrame, grouped: Sequence[Sequence["RunRow"]]) -> pd.DataFrame:
+def _with_settings(table: pd.DataFrame, grouped: Sequence[Sequence[RunRow]]) -> pd.DataFrame:
     """The rows of the groups' runs, with what sets each group apart as their setting."""
     labels = {
         row.run_id: label

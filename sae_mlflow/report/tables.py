@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 from sae_mlflow.errors import known
 from sae_mlflow.health.finding import shown, words
+from sae_mlflow.plots.compare.tables import FINAL_METRICS
 from sae_mlflow.plots.numbers import number_text
-from sae_mlflow.report.contents import FINAL_METRICS, Contents, Final, LayerRun
+from sae_mlflow.report.contents import Contents, Final, LayerRun
 from sae_mlflow.report.markup import Html, cell, element, joined, number, run_link, table, text
 from sae_mlflow.report.settings import UNSET, differing_settings, shared_settings
 from sae_mlflow.tracking.contents import FAILURE_TAG

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
+from sae_mlflow.density import DensityTable
 from sae_mlflow.errors import UserError
-from sae_mlflow.evaluation.density import DensityTable
 
 
 def check_installed(wanted_by: str) -> None:

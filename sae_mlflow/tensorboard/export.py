@@ -6,10 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sae_mlflow import naming
-from sae_mlflow.evaluation.density import read_density_table
+from sae_mlflow.density import read_density_table
 from sae_mlflow.history import restored
 from sae_mlflow.tensorboard.events import EventFile
-from sae_mlflow.tracking.contents import DENSITY_TABLE, EVALUATION_FOLDER, RunRow
+from sae_mlflow.tracking.contents import DENSITY_TABLE, EVALUATED, EVALUATION_FOLDER, RunRow
 from sae_mlflow.tracking.store import Store
 from sae_mlflow.tracking.trainings import rows_of_experiment
 from sae_mlflow.whole_file import check_folder
@@ -70,7 +70,7 @@ def write_curves(store: Store, row: RunRow, metrics: Iterable[str], events: Even
 
 def write_results(store: Store, row: RunRow, events: EventFile) -> None:
     """What is only there at a training's end: densities, and settings with final figures."""
-    if "latents_dead_fraction" in row.metrics:
+    if EVALUATED in row.metrics:
         epochs = row.params.get("train.epochs", "")
         with TemporaryDirectory(prefix="sae_mlflow-") as scratch:
             place = f"runs:/{row.run_id}/{EVALUATION_FOLDER}/{DENSITY_TABLE}"

@@ -69,6 +69,26 @@ class Connection:
                 raise
             raise self._no_answer(error) from None
 
+    @contextmanager
+    def logging_to(self, run_id: str, what: str, instead: str) -> Iterator[None]:
+        """For who logs a file to a run: that its artifacts can't be written is an error with a fix.
+
+        Args:
+            instead: what to do where they can't be, as in "look only, with --no-log".
+
+        Raises:
+            OutOfReach: the store doesn't answer.
+            UserError: the place of the run's artifacts can't be written.
+        """
+        try:
+            yield
+        except (MlflowException, OSError) as error:
+            self._ask(error)
+            raise UserError(
+                f"{what} can't be logged to run {run_id}: {error}. See that its artifact location "
+                f"can be written from here, or {instead}."
+            ) from None
+
     def _raise_if_away(self, error: Exception) -> None:
         if is_away(error):
             raise self._no_answer(error) from None

@@ -132,14 +132,8 @@ class Store(StoreReader):
         """
         if not self.is_there(run_id):
             return None
-        try:
+        with self.logging_to(run_id, "The plots", "draw with --no-log --output-dir DIR"):
             self._client.log_artifacts(run_id, str(folder), PLOTS_FOLDER)
-        except (MlflowException, OSError) as error:
-            self._raise_if_away(error)
-            raise UserError(
-                f"The plots can't be logged to run {run_id}: {error}. See that its artifact "
-                "location can be written from here, or draw with --no-log --output-dir DIR."
-            ) from None
         return [f"runs:/{run_id}/{PLOTS_FOLDER}/{file.name}" for file in sorted(folder.iterdir())]
 
     def log_page(self, run_id: str, page: str, file: str) -> str:
@@ -148,13 +142,8 @@ class Store(StoreReader):
         Raises:
             UserError: the place of the run's artifacts can't be written.
         """
-        try:
+        with self.logging_to(run_id, file, "use --no-log --output FILE"):
             self._client.log_text(run_id, page, file)
-        except (MlflowException, OSError) as error:
-            raise UserError(
-                f"{file} can't be logged to run {run_id}: {error}. See that its artifact "
-                "location can be written from here, or use --no-log --output FILE."
-            ) from None
         return f"runs:/{run_id}/{file}"
 
     def log_image(self, run_id: str, file: Path, key: str, steps: Sequence[int]) -> None:

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sae_mlflow.plots.interactive import curves_script
 from sae_mlflow.plots.page_shell import Around, content_policy, filled_shell
 from sae_mlflow.plots.pages import web_address
+from sae_mlflow.tracking.store import Store
 from sae_mlflow.watching.curves import Curves, short_name
 from sae_mlflow.watching.state import LayerState, TrainingState
 from sae_mlflow.watching.table import cells, reasons, title
-
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.store import Store
 
 PAGE, STATE, CURVES = "/", "/state", "/curves"
 _OWN_REQUESTS = "; connect-src 'self'; base-uri 'none'; form-action 'none'"
@@ -47,7 +45,7 @@ class Board:
     when the state names others than it has.
     """
 
-    def __init__(self, store: "Store", heading: str) -> None:
+    def __init__(self, store: Store, heading: str) -> None:
         self._store = store
         self._curves = Curves(store, heading)
         self._trainings: Sequence[TrainingState] = ()

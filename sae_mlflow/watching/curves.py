@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -10,11 +10,9 @@ from sae_mlflow.history import restored
 from sae_mlflow.plots import frames
 from sae_mlflow.plots.interactive import page_content
 from sae_mlflow.plots.pages import Page, run_links
+from sae_mlflow.tracking.contents import RunRow
+from sae_mlflow.tracking.store import Store
 from sae_mlflow.watching.state import WAITING, LayerState, TrainingState
-
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.contents import RunRow
-    from sae_mlflow.tracking.store import Store
 
 _Seen = tuple[str, int]  # a layer's status, and the epochs that it has had
 _SHORT_ID = 8  # characters that tell runs apart
@@ -23,7 +21,7 @@ _SHORT_ID = 8  # characters that tell runs apart
 class Curves:
     """Every metric of every watched layer; a run is read again when it has had another epoch."""
 
-    def __init__(self, store: "Store", title: str) -> None:
+    def __init__(self, store: Store, title: str) -> None:
         self._store, self._title = store, title
         self._seen: dict[str, _Seen] = {}
         self._rows: dict[str, RunRow] = {}
@@ -56,7 +54,7 @@ class Curves:
         self._rows[row.run_id] = row
         self._seen[row.run_id] = (layer.status, layer.epoch)
 
-    def _content(self, rows: Sequence["RunRow"], under_way: bool) -> dict[str, Any]:
+    def _content(self, rows: Sequence[RunRow], under_way: bool) -> dict[str, Any]:
         values = [
             (row.run_id, row.model, row.layer, setting, row.params.get("seed", ""), epoch, key, y)
             for row, setting in zip(rows, labels(rows), strict=True)
@@ -71,7 +69,7 @@ class Curves:
         return [(key, epoch, restored(value)) for key, epoch, value in self._values[run_id]]
 
 
-def labels(rows: Sequence["RunRow"]) -> list[str]:
+def labels(rows: Sequence[RunRow]) -> list[str]:
     """For each run what sets it apart from the others of its layer; every run is a curve.
 
     Model and settings where they differ; where that isn't enough the seed, and then the run's id.

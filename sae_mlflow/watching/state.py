@@ -4,17 +4,13 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sae_mlflow import naming
 from sae_mlflow.errors import UserError
 from sae_mlflow.health.finding import REASONS_TAG, STATUS_TAG
 from sae_mlflow.health.stored import judge_run
-from sae_mlflow.tracking.contents import FAILURE_TAG, ROLE_LAYER, ROLE_SWEEP, RUNNING
-
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.contents import RunRow
-    from sae_mlflow.tracking.store import Store
+from sae_mlflow.tracking.contents import FAILURE_TAG, ROLE_LAYER, ROLE_SWEEP, RUNNING, RunRow
+from sae_mlflow.tracking.store import Store
 
 WAITING = "WAITING"
 FIGURES = ("total_loss", "val_fvu", "l0_norm", "dead_fraction")
@@ -81,7 +77,7 @@ class TrainingState:
 class Watch:
     """The trainings of an experiment that run, and what has become of those that did."""
 
-    def __init__(self, store: "Store", experiment: str | None, run_id: str | None = None) -> None:
+    def __init__(self, store: Store, experiment: str | None, run_id: str | None = None) -> None:
         """
         Args:
             run_id: watch this training alone: its parent, or one of its layers.
@@ -126,7 +122,7 @@ class Watch:
             )
         return [row.run_id for row in reversed(shown)]
 
-    def _parent_of(self, row: "RunRow") -> str:
+    def _parent_of(self, row: RunRow) -> str:
         role = row.tags.get("sae.role")
         if role == ROLE_SWEEP:
             return row.run_id
@@ -137,7 +133,7 @@ class Watch:
             f"Run {row.run_id} is not an SAE training. Give the run of a training or of a layer."
         )
 
-    def _training(self, parent: "RunRow") -> TrainingState:
+    def _training(self, parent: RunRow) -> TrainingState:
         rows = self._store.layer_runs(parent.experiment_id, parent_id=parent.run_id, finished=False)
         if self._only_layer:
             rows = [row for row in rows if row.run_id == self._only_layer]
@@ -161,7 +157,7 @@ class Watch:
             "" if parent.status == RUNNING else parent.tags.get(FAILURE_TAG, ""),
         )
 
-    def _layer(self, row: "RunRow") -> LayerState:
+    def _layer(self, row: RunRow) -> LayerState:
         if row.run_id in self._ended:
             return self._ended[row.run_id]
         epochs = _whole(row.params.get("train.epochs"))
@@ -186,7 +182,7 @@ class Watch:
             self._ended[row.run_id] = state  # nothing more will come
         return state
 
-    def _health(self, row: "RunRow", has_epochs: bool) -> tuple[str, str]:
+    def _health(self, row: RunRow, has_epochs: bool) -> tuple[str, str]:
         """Status and reasons: the tags', which a training keeps up; else judged here."""
         if STATUS_TAG in row.tags:
             return row.tags[STATUS_TAG], row.tags.get(REASONS_TAG, "")

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from sae_mlflow.errors import known
 from sae_mlflow.health.finding import parse_reasons, shown
-from sae_mlflow.history import STORED_INFINITY
+from sae_mlflow.health.table import HEALTH_COLOURS
+from sae_mlflow.history import restored
 from sae_mlflow.terminal import plain
 from sae_mlflow.tracking.contents import FAILED, FINISHED, KILLED, RUNNING
 from sae_mlflow.watching.state import WAITING, LayerState, TrainingState
@@ -19,7 +20,6 @@ _WIDTH, _NARROW_WIDTH = 16, 8  # of a sparkline, in characters
 _REASON_LINES = 6
 _WIDE = 100  # columns of a terminal that leave room for the wide one
 _COLOURS = {FINISHED: "green", FAILED: "red", KILLED: "red", RUNNING: "cyan", WAITING: "dim"}
-_HEALTH_COLOURS = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 
 def tables(
@@ -105,7 +105,7 @@ def _table(training: TrainingState, curve: int) -> Table:
             facts["loss"],
             Text(sparkline(layer.losses, curve)),
             *(facts[name] for name in ("val FVU", "L0", "dead")),
-            Text(facts["health"], style=_HEALTH_COLOURS.get(layer.health, "")),
+            Text(facts["health"], style=HEALTH_COLOURS.get(layer.health, "")),
             facts["left"],
         )
     return table
@@ -169,7 +169,7 @@ def _number(value: float | None, form: str) -> str:
         return ""
     if math.isnan(value):
         return "NaN"
-    return format(value, form) if abs(value) < STORED_INFINITY else "infinity"
+    return format(value, form) if math.isfinite(restored(value)) else "infinity"
 
 
 def _bar(height: float) -> str:
@@ -178,5 +178,5 @@ def _bar(height: float) -> str:
 
 
 def _mean(values: Sequence[float]) -> float:
-    held = [value if abs(value) < STORED_INFINITY else math.nan for value in values]
+    held = [value if math.isfinite(restored(value)) else math.nan for value in values]
     return sum(held) / len(held)

@@ -1,6 +1,6 @@
 """What trainings came to, layer by layer: final metrics, and how many latents died."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,27 +11,19 @@ from matplotlib.ticker import FixedLocator
 from sae_mlflow.errors import known
 from sae_mlflow.plots.compare.legends import category_looks, draw_legend, handles, legend_room
 from sae_mlflow.plots.compare.tables import layers_of, over_seeds_of
-from sae_mlflow.plots.page_layout import Page, Rooms, comparison_title, new_page, size_of
 from sae_mlflow.plots.panels import label_lines, place_axis_labels
+from sae_mlflow.plots.sheet import Rooms, Sheet, comparison_title, new_sheet, size_of
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.style_values import Dash
 from sae_mlflow.plots.text_size import inches
 from sae_mlflow.plots.value_axis import fit_values
-
-FINAL_METRICS = (
-    ("val_fvu", "fvu"),
-    ("val_l0_norm", "l0_norm"),
-    ("ce_loss_recovered",),
-    ("val_dead_fraction", "dead_fraction"),
-)
-"""Of each the first one that any run has."""
 
 DEAD_METRICS = (("dead_fraction",), ("val_dead_fraction",), ("latents_dead_fraction",))
 
 
 def by_layer(
     ends: pd.DataFrame,
-    wanted: Sequence[Sequence[str]],
+    wanted: Iterable[Sequence[str]],
     title: tuple[str, str],
     note: str,
     style: Style,
@@ -49,8 +41,8 @@ def by_layer(
     layers = layers_of(ends)
     with style.theme():
         room = legend_room(style, list(lines)) if len(lines) > 1 else 0.0
-        page = _page(style, metrics, title, [note, absent(ends, metrics)], room)
-        for axes, metric in zip(page.panels, metrics, strict=False):
+        sheet = _sheet(style, metrics, title, [note, absent(ends, metrics)], room)
+        for axes, metric in zip(sheet.panels, metrics, strict=False):
             _draw(
                 axes,
                 style,
@@ -59,15 +51,15 @@ def by_layer(
                 {n: over_seeds_of(e, metric) for n, e in lines.items()},
                 looks,
             )
-        for axes in page.panels[len(metrics) :]:
+        for axes in sheet.panels[len(metrics) :]:
             axes.set_visible(False)
-        place_axis_labels(style, page.panels[: len(metrics)])
+        place_axis_labels(style, sheet.panels[: len(metrics)])
         if room:
-            draw_legend(page, handles(looks), room)
-    return page.figure
+            draw_legend(sheet, handles(looks), room)
+    return sheet.figure
 
 
-def metrics_of(ends: pd.DataFrame, wanted: Sequence[Sequence[str]]) -> list[str]:
+def metrics_of(ends: pd.DataFrame, wanted: Iterable[Sequence[str]]) -> list[str]:
     """Of each the first one that some run has; none for those that no run has."""
     found = (
         next((m for m in names if m in ends and ends[m].notna().any()), "") for names in wanted
@@ -81,13 +73,13 @@ def lines_of(ends: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {" · ".join(map(str, names)): line for names, line in ends.groupby(keys, sort=False)}
 
 
-def _page(
+def _sheet(
     style: Style, metrics: Sequence[str], title: tuple[str, str], notes: list[str], room: float
-) -> Page:
+) -> Sheet:
     columns = min(style.sizes.history_columns, 2, len(metrics))
     panel = style.sizes.history_panel
     lines = max(len(label_lines(style, metric, True, panel[1])) for metric in metrics)
-    return new_page(
+    return new_sheet(
         style,
         -(-len(metrics) // columns),
         columns,

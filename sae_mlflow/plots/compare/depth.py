@@ -7,8 +7,8 @@ from matplotlib.ticker import FixedLocator
 
 from sae_mlflow.plots.compare.legends import category_looks, draw_legend, handles, legend_room
 from sae_mlflow.plots.compare.tables import over_seeds_of
-from sae_mlflow.plots.page_layout import Rooms, comparison_title, new_page
 from sae_mlflow.plots.panels import label_lines, place_axis_labels
+from sae_mlflow.plots.sheet import Rooms, comparison_title, new_sheet
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.value_axis import fit_values
 
@@ -26,7 +26,7 @@ def by_depth(
     with style.theme():
         room, panel = legend_room(style, list(lines)), style.sizes.overlay_panel
         words = len(label_lines(style, metric, True, panel[1]))
-        page = new_page(
+        sheet = new_sheet(
             style,
             1,
             1,
@@ -36,7 +36,7 @@ def by_depth(
             label_lines=words,
             right=Rooms(style, words).right + room,
         )
-        (axes,) = page.panels
+        (axes,) = sheet.panels
         width = style.lines.width * style.factor
         for name, line in lines.items():
             axes.plot(
@@ -56,8 +56,8 @@ def by_depth(
         axes.xaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
         fit_values(axes, pd.concat(lines.values())["mean"].to_numpy(dtype=float))
         place_axis_labels(style, [axes])
-        draw_legend(page, handles(looks), room)
-    return page.figure
+        draw_legend(sheet, handles(looks), room)
+    return sheet.figure
 
 
 def depth_lines(ends: pd.DataFrame, metric: str) -> dict[str, pd.DataFrame]:

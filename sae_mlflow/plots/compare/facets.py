@@ -11,8 +11,9 @@ from sae_mlflow.plots.compare.legends import category_looks, draw_legend, handle
 from sae_mlflow.plots.compare.tables import layers_of
 from sae_mlflow.plots.curve import Curve
 from sae_mlflow.plots.frames import over_seeds
-from sae_mlflow.plots.page_layout import Page, Rooms, comparison_title, new_page
+from sae_mlflow.plots.notes import with_seeds
 from sae_mlflow.plots.panels import draw_panel, label_lines, place_axis_labels
+from sae_mlflow.plots.sheet import Rooms, Sheet, comparison_title, new_sheet
 from sae_mlflow.plots.style import Style
 
 MOST_PANELS = 12
@@ -37,8 +38,8 @@ def facets(
     epochs = sorted(map(int, rows["epoch"].unique()))
     with style.theme():
         room = legend_room(style, names) if len(names) > 1 else 0.0
-        page = _page(style, metric, len(shown), title, _notes(rows, note, layers, shown), room)
-        for axes, layer in zip(page.panels, shown, strict=False):
+        sheet = _sheet(style, metric, len(shown), title, _notes(rows, note, layers, shown), room)
+        for axes, layer in zip(sheet.panels, shown, strict=False):
             means = over_seeds(rows[rows["layer"] == layer])
             curves = [
                 Curve(line, looks[str(name)][0], str(name), looks[str(name)][1])
@@ -46,11 +47,11 @@ def facets(
             ]
             draw_panel(axes, style, metric, curves, epochs, layer)
             axes.set_xlabel("epoch")
-        _share_values(page.panels[: len(shown)])
-        _finish(page, len(shown))
+        _share_values(sheet.panels[: len(shown)])
+        _finish(sheet, len(shown))
         if room:
-            draw_legend(page, handles(looks), room)
-    return page.figure
+            draw_legend(sheet, handles(looks), room)
+    return sheet.figure
 
 
 def spread(names: Sequence[str], most: int) -> list[str]:
@@ -61,21 +62,21 @@ def spread(names: Sequence[str], most: int) -> list[str]:
 
 
 def grid_of(panels: int, style: Style) -> tuple[int, int]:
-    """Rows and columns of a page of so many panels."""
+    """Rows and columns of a sheet of so many panels."""
     most = 4 if style.sizes.page_width is None else 3
     columns = min(most, panels if panels <= most else math.ceil(math.sqrt(panels)))
     return math.ceil(panels / columns), columns
 
 
-def _page(
+def _sheet(
     style: Style, metric: str, panels: int, title: tuple[str, str], notes: list[str], room: float
-) -> Page:
+) -> Sheet:
     rows, columns = grid_of(panels, style)
     scale = 1.0 if panels == 1 or style.sizes.page_width else _PANEL
     width, height = style.sizes.history_panel
     panel = scale * width, scale * height
     lines = len(label_lines(style, metric, True, panel[1]))
-    return new_page(
+    return new_sheet(
         style,
         rows,
         columns,
@@ -88,10 +89,8 @@ def _page(
 
 
 def _notes(rows: pd.DataFrame, note: str, layers: Sequence[str], shown: Sequence[str]) -> list[str]:
-    most = rows.groupby(["layer", "setting"])["run_id"].nunique().max()
-    seeds = "line: mean over seeds, band: their range" if most > 1 else ""
     left_out = f"{len(shown)} of {len(layers)} layers" if len(shown) < len(layers) else ""
-    return [" · ".join(filter(None, (note, seeds, left_out)))]
+    return [" · ".join(filter(None, (with_seeds(note, rows), left_out)))]
 
 
 def _share_values(panels: Sequence[Axes]) -> None:
@@ -105,13 +104,13 @@ def _share_values(panels: Sequence[Axes]) -> None:
         axes.set_ylim(low, high)
 
 
-def _finish(page: Page, used: int) -> None:
+def _finish(sheet: Sheet, used: int) -> None:
     """Labels at the outer panels alone; places without a panel stay empty."""
-    for axes in page.panels[used:]:
+    for axes in sheet.panels[used:]:
         axes.set_visible(False)
-    place_axis_labels(page.style, page.panels[:used])
-    columns = len({round(axes.get_position().x0, 6) for axes in page.panels})
-    for rank, axes in enumerate(page.panels[:used]):
+    place_axis_labels(sheet.style, sheet.panels[:used])
+    columns = len({round(axes.get_position().x0, 6) for axes in sheet.panels})
+    for rank, axes in enumerate(sheet.panels[:used]):
         if rank % columns:
             axes.set_ylabel("")
         if rank + columns < used:

@@ -2,12 +2,13 @@
 
 from matplotlib.figure import Figure
 
-from sae_mlflow.plots.compare.by_layer import DEAD_METRICS, FINAL_METRICS, by_layer
+from sae_mlflow.plots.compare.by_layer import DEAD_METRICS, by_layer
 from sae_mlflow.plots.compare.depth import by_depth
 from sae_mlflow.plots.compare.facets import facets
 from sae_mlflow.plots.compare.heat_map import heat_map
 from sae_mlflow.plots.compare.pareto import pareto
 from sae_mlflow.plots.compare.ridges import ridges
+from sae_mlflow.plots.compare.tables import FINAL_METRICS
 from sae_mlflow.plots.pictures import Picture
 from sae_mlflow.plots.style import Style
 
@@ -28,7 +29,7 @@ def comparison(picture: Picture) -> Figure:
         case "pareto":
             return pareto(table, title, note, style)
         case "final_metrics_by_layer":
-            return by_layer(table, FINAL_METRICS, title, note, style)
+            return by_layer(table, FINAL_METRICS.values(), title, note, style)
         case "dead_latents":
             return by_layer(table, DEAD_METRICS, title, note, style)
         case "ridges":
@@ -38,7 +39,7 @@ def comparison(picture: Picture) -> Figure:
 
 
 def _wide(style: Style) -> Style:
-    """Panels and a legend beside them need two columns of a page whose width is set."""
+    """Panels and a legend beside them need two columns where the width is set."""
     width = style.sizes.page_width
     if width is None:
         return style

@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from sae_mlflow.plots.compare.tables import layers_of
 from sae_mlflow.plots.frames import over_seeds
 from sae_mlflow.plots.numbers import whole_ticks
-from sae_mlflow.plots.page_layout import Rooms, comparison_title, new_page
+from sae_mlflow.plots.sheet import Rooms, comparison_title, new_sheet
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.text_size import inches
 from sae_mlflow.plots.value_axis import ValueTicks
@@ -21,7 +21,7 @@ _LOG_FROM = 30.0  # largest over smallest value, from which on the colours are o
 def heat_map(
     table: pd.DataFrame, metric: str, title: tuple[str, str], note: str, style: Style
 ) -> Figure:
-    """Layers from top to bottom, epochs from left to right; what is no number has the page's grid
+    """Layers from top to bottom, epochs from left to right; what is no number has the sheet's grid
     colour, and is said.
 
     Args:
@@ -36,7 +36,7 @@ def heat_map(
         size = style.points("tick")
         width = style.sizes.overlay_panel[0]
         beside = _BAR_GAP + _BAR_WIDTH + inches("0.0000", size) + 0.45 * size / 9
-        page = new_page(
+        sheet = new_sheet(
             style,
             1,
             1,
@@ -45,7 +45,7 @@ def heat_map(
             [" · ".join(filter(None, (note, gaps)))],
             right=Rooms(style).right + beside,
         )
-        (axes,) = page.panels
+        (axes,) = sheet.panels
         axes.set_facecolor(style.colours.grid)
         extent = (first - 0.5, last + 0.5, len(layers) - 0.5, -0.5)
         image = axes.imshow(
@@ -60,7 +60,7 @@ def heat_map(
         axes.xaxis.set_major_locator(FixedLocator(whole_ticks(first, last)))
         axes.set_xlabel("epoch")
         _name_layers(axes, style, layers)
-        figure, box = page.figure, axes.get_position()
+        figure, box = sheet.figure, axes.get_position()
         inch = 1 / figure.get_size_inches()[0]
         bar = figure.add_axes((box.x1 + _BAR_GAP * inch, box.y0, _BAR_WIDTH * inch, box.height))
         drawn = figure.colorbar(image, cax=bar)
@@ -69,7 +69,7 @@ def heat_map(
         drawn.ax.yaxis.set_major_formatter(ValueTicks())
         drawn.ax.yaxis.set_minor_locator(NullLocator())
         drawn.ax.grid(False)
-    return page.figure
+    return sheet.figure
 
 
 def means_of(table: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -1,11 +1,11 @@
-"""One legend for a page of panels, in a room at its right that is known before it is drawn."""
+"""One legend for a sheet of panels, in a room at its right that is known before it is drawn."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.lines import Line2D
 
-from sae_mlflow.plots.page_layout import Page
+from sae_mlflow.plots.sheet import Sheet
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.style_values import Dash
 from sae_mlflow.plots.text_size import broken, inches
@@ -13,7 +13,7 @@ from sae_mlflow.plots.text_size import broken, inches
 _GAP = 0.2  # inches between panels and legend
 _HANDLE = 3.0  # font sizes
 _MOST_WIDE = 2.6  # inches that a label may take before it goes on in the next line
-_PAGE_SHARE = 0.25  # of a page of fixed width
+_SHEET_SHARE = 0.25  # of a sheet of fixed width
 _LINE = 1.35  # font sizes
 
 
@@ -42,17 +42,17 @@ def legend_room(style: Style, labels: Sequence[str]) -> float:
     return _GAP + (_HANDLE + 1.2) * size / 72 + widest + 0.1
 
 
-def draw_legend(page: Page, entries: Sequence[Line2D], room: float) -> None:
-    """As many entries as fit, beside the panels, whose right edge is `room` inches from the page's.
+def draw_legend(sheet: Sheet, entries: Sequence[Line2D], room: float) -> None:
+    """As many entries as fit, beside the panels, whose right edge is `room` inches off the sheet's.
 
     Args:
         room: of `legend_room`, and what is kept free beyond the panels.
     """
     if not entries:
         return
-    style, figure = page.style, page.figure
+    style, figure = sheet.style, sheet.figure
     width, height = figure.get_size_inches()
-    top = max(axes.get_position().y1 for axes in page.panels)
+    top = max(axes.get_position().y1 for axes in sheet.panels)
     for entry in entries:
         entry.set_label("\n".join(_lines(style, str(entry.get_label()))))
     figure.legend(
@@ -79,6 +79,6 @@ def _fitting(style: Style, entries: Sequence[Line2D], height: float) -> list[Lin
 
 
 def _lines(style: Style, label: str) -> list[str]:
-    page = style.sizes.page_width
-    room = _MOST_WIDE * style.factor if page is None else _PAGE_SHARE * page
+    width = style.sizes.page_width
+    room = _MOST_WIDE * style.factor if width is None else _SHEET_SHARE * width
     return broken(label, room, style.points("legend"), most=3) or [""]

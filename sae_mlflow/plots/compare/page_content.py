@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_mlflow.plots.compare.by_layer import DEAD_METRICS, FINAL_METRICS, lines_of
+from sae_mlflow.plots.compare.by_layer import DEAD_METRICS, lines_of
 from sae_mlflow.plots.compare.depth import depth_lines
 from sae_mlflow.plots.compare.legends import category_looks
 from sae_mlflow.plots.compare.page_parts import Entries, Runs
@@ -22,6 +22,7 @@ from sae_mlflow.plots.compare.page_views import (
 )
 from sae_mlflow.plots.compare.pages import ComparisonPage
 from sae_mlflow.plots.compare.pareto import FRONTIER, looks_of, points
+from sae_mlflow.plots.compare.tables import FINAL_METRICS
 from sae_mlflow.plots.page_shell import Around, beside, filled_shell, write_html
 from sae_mlflow.plots.pictures import Picture
 
@@ -81,7 +82,7 @@ def _view(page: ComparisonPage, picture: Picture, entries: Entries, runs: Runs) 
         case "pareto":
             return pareto_view(table, looks_of(points(table), style), style, entries, runs)
         case "final_metrics_by_layer":
-            return by_layer_view(table, FINAL_METRICS, style, entries, runs)
+            return by_layer_view(table, FINAL_METRICS.values(), style, entries, runs)
         case "dead_latents":
             return by_layer_view(table, DEAD_METRICS, style, entries, runs)
         case "ridges":

@@ -31,15 +31,15 @@ from sae_mlflow.plots.compare.pareto import (
     left_out,
     points,
 )
-from sae_mlflow.plots.compare.ridges import AXIS, BOUNDS, HEIGHTS, OVERLAP
+from sae_mlflow.plots.compare.ridges import HEIGHTS, OVERLAP
 from sae_mlflow.plots.compare.tables import layers_of, over_seeds_of
+from sae_mlflow.plots.density_figure import AXIS, BOUNDS
 from sae_mlflow.plots.frames import over_seeds
+from sae_mlflow.plots.notes import SEEDS
 from sae_mlflow.plots.numbers import number_text
 from sae_mlflow.plots.page_shell import rounded
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.style_parts import MetricStyle
-
-_SEEDS = "line: mean over seeds, band: their range"
 
 
 def facet_view(
@@ -57,7 +57,7 @@ def facet_view(
         traces.append({**trace, "facts": [["epoch", "x"], [look.label, "y"]]})
         if not np.isfinite(line["mean"].to_numpy(dtype=float)).all():
             lost.append(f"{layer} · {setting}")
-    said = [_SEEDS if (means["seeds"] > 1).any() else "", _not_all_numbers(lost)]
+    said = [SEEDS if (means["seeds"] > 1).any() else "", _not_all_numbers(lost)]
     panels = [panel(layer, {"title": "epoch"}, {"title": look.unit}) for layer in layers]
     shared = {"share_x": True, "share_y": True, "columns": 4}
     return view(look.label, panels, _in_order(traces), said, log=False, **shared)
@@ -81,7 +81,7 @@ def depth_view(
 
 def by_layer_view(
     ends: pd.DataFrame,
-    wanted: Sequence[Sequence[str]],
+    wanted: Iterable[Sequence[str]],
     style: Style,
     entries: Entries,
     runs: Runs,
@@ -104,7 +104,7 @@ def by_layer_view(
             facts = [["layer", line["layer"].tolist()], [look.label, "y"]]
             traces.append({**trace, "facts": facts})
             several |= bool((line["seeds"] > 1).any())
-    said = [absent(ends, metrics), _SEEDS if several else ""]
+    said = [absent(ends, metrics), SEEDS if several else ""]
     return view("", panels, traces, said, log=False, share_x=True, columns=2)
 
 

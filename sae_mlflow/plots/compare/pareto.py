@@ -14,8 +14,8 @@ from sae_mlflow.errors import known
 from sae_mlflow.plots.compare.legends import draw_legend, handle, legend_room
 from sae_mlflow.plots.compare.tables import layers_of
 from sae_mlflow.plots.numbers import number_text
-from sae_mlflow.plots.page_layout import Rooms, comparison_title, new_page
 from sae_mlflow.plots.panels import place_axis_labels
+from sae_mlflow.plots.sheet import Rooms, comparison_title, new_sheet
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.text_size import in_two
 from sae_mlflow.plots.value_axis import fit_values
@@ -75,7 +75,7 @@ def pareto(ends: pd.DataFrame, title: tuple[str, str], note: str, style: Style) 
         width, height = style.sizes.history_panel
         columns = len(drawn) if style.sizes.page_width is None else 1
         lines = max(len(_label(style, name, 1.15 * height)) for name in drawn)
-        page = new_page(
+        sheet = new_sheet(
             style,
             len(drawn) // columns,
             columns,
@@ -85,12 +85,12 @@ def pareto(ends: pd.DataFrame, title: tuple[str, str], note: str, style: Style) 
             label_lines=lines,
             right=Rooms(style).right + room,
         )
-        for axes, name in zip(page.panels, drawn, strict=True):
+        for axes, name in zip(sheet.panels, drawn, strict=True):
             _draw(axes, style, table, name, looks)
             axes.set_ylabel("\n".join(_label(style, name, 1.15 * height)))
-        place_axis_labels(style, page.panels)
-        draw_legend(page, entries, room)
-    return page.figure
+        place_axis_labels(style, sheet.panels)
+        draw_legend(sheet, entries, room)
+    return sheet.figure
 
 
 def looks_of(table: pd.DataFrame, style: Style) -> Looks:

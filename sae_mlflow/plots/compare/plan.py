@@ -10,14 +10,14 @@ import pandas as pd
 
 from sae_mlflow import naming
 from sae_mlflow.plots import frames
-from sae_mlflow.plots.compare.by_layer import DEAD_METRICS, FINAL_METRICS
-from sae_mlflow.plots.compare.densities import density_table
-from sae_mlflow.plots.compare.tables import ends_table, labelled, run_labels
+from sae_mlflow.plots.compare.by_layer import DEAD_METRICS
+from sae_mlflow.plots.compare.densities import ridge_table
+from sae_mlflow.plots.compare.tables import FINAL_METRICS, ends_table, labelled, run_labels
 from sae_mlflow.plots.layer_key import MOST_LEGEND_ENTRIES
 from sae_mlflow.plots.pictures import OVERLAY_METRICS, Picture, distinct, stem
+from sae_mlflow.tracking.contents import RunRow
 
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.contents import RunRow
+if TYPE_CHECKING:
     from sae_mlflow.tracking.store import Store
 
 
@@ -26,13 +26,13 @@ class Compared:
     """The runs that are held against each other."""
 
     store: "Store"
-    grouped: Sequence[Sequence["RunRow"]]
+    grouped: Sequence[Sequence[RunRow]]
     """Of `frames.groups`, all seeds."""
     metric: str | None = None
     """Compare this one alone, and draw nothing that has metrics of its own."""
 
     @cached_property
-    def rows(self) -> list["RunRow"]:
+    def rows(self) -> list[RunRow]:
         return [row for group in self.grouped for row in group]
 
     @cached_property
@@ -165,7 +165,7 @@ def _ends(compared: Compared) -> Iterator[Picture]:
         title = (compared.subject, "what sparsity costs")
         yield _picture("pareto", ends, "pareto", title, compared.note)
     for name, words, wanted in (
-        ("final_metrics_by_layer", "final values by layer", FINAL_METRICS),
+        ("final_metrics_by_layer", "final values by layer", FINAL_METRICS.values()),
         ("dead_latents", "dead latents by layer", DEAD_METRICS),
     ):
         if any(metric in ends for names in wanted for metric in names):
@@ -174,7 +174,7 @@ def _ends(compared: Compared) -> Iterator[Picture]:
 
 def _densities(compared: Compared) -> Iterator[Picture]:
     names = _ridge_names(compared)
-    table, unread = density_table(compared.store, compared.rows, names)
+    table, unread = ridge_table(compared.store, compared.rows, names)
     if len(table):
         lost = f"can't be read: {', '.join(unread[:4])}" if unread else ""
         note = " · ".join(filter(None, (compared.note, lost)))

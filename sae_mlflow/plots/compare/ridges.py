@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from sae_mlflow.plots.compare.facets import spread
-from sae_mlflow.plots.page_layout import Page, Rooms, comparison_title, new_page
+from sae_mlflow.plots.density_figure import density_axis
+from sae_mlflow.plots.sheet import Rooms, Sheet, comparison_title, new_sheet
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.text_size import inches
 
@@ -17,10 +18,8 @@ COLUMNS = ["run_id", "ridge", "low", "high", "share", "never_fired"]
 
 _MOST_RIDGES = 60
 OVERLAP = 1.6  # of a ridge's own height, that the tallest one reaches
-BOUNDS = (-2.0, -1.0)  # 1% and 10% of the tokens
 
 HEIGHTS = "height: share of the latents; dead: fired on no token that was evaluated"
-AXIS = "log10 of the share of tokens on which a latent fires"
 
 
 def ridges(table: pd.DataFrame, title: tuple[str, str], note: str, style: Style) -> Figure:
@@ -33,8 +32,8 @@ def ridges(table: pd.DataFrame, title: tuple[str, str], note: str, style: Style)
     shown = spread(names, _MOST_RIDGES)
     labels = {run: str(rows["ridge"].iloc[0]) for run, rows in table.groupby("run_id", sort=False)}
     with style.theme():
-        page = _page(style, [labels[run] for run in shown], title, _notes(note, names, shown))
-        (axes,) = page.panels
+        sheet = _sheet(style, [labels[run] for run in shown], title, _notes(note, names, shown))
+        (axes,) = sheet.panels
         colours = style.layer_colours()
         tallest = float(table["share"].max()) or 1.0
         for rank, run in enumerate(shown):
@@ -42,19 +41,19 @@ def ridges(table: pd.DataFrame, title: tuple[str, str], note: str, style: Style)
             _ridge(
                 axes, style, table[table["run_id"] == run], len(shown) - 1 - rank, tallest, colour
             )
-        _axes(page, table, [labels[run] for run in shown])
+        _axes(sheet, table, [labels[run] for run in shown])
         _say_dead(axes, style, table, shown)
-    return page.figure
+    return sheet.figure
 
 
-def _page(style: Style, labels: list[str], title: tuple[str, str], notes: list[str]) -> Page:
+def _sheet(style: Style, labels: list[str], title: tuple[str, str], notes: list[str]) -> Sheet:
     size = style.points("tick")
     height = max(2.0, len(labels) * (0.34 if len(labels) <= 20 else 0.2) * size / 9 + 0.5)
     width = style.sizes.overlay_panel[0]
     room = max(inches(label, size) for label in labels)
     extra = max(0.0, room + 0.2 - Rooms(style).ticks)
     beside = inches("dead 100.0%", size) + 0.15
-    page = new_page(
+    sheet = new_sheet(
         style,
         1,
         1,
@@ -63,16 +62,16 @@ def _page(style: Style, labels: list[str], title: tuple[str, str], notes: list[s
         notes,
         right=Rooms(style).right + beside,
     )
-    _push_right(page, extra)
-    return page
+    _push_right(sheet, extra)
+    return sheet
 
 
-def _push_right(page: Page, by: float) -> None:
-    """Room for labels longer than a number; the page grows, or its panel shrinks."""
-    (axes,), figure = page.panels, page.figure
+def _push_right(sheet: Sheet, by: float) -> None:
+    """Room for labels longer than a number; the sheet grows, or its panel shrinks."""
+    (axes,), figure = sheet.panels, sheet.figure
     width, height = figure.get_size_inches()
     box = axes.get_position()
-    fixed = page.style.sizes.page_width is not None
+    fixed = sheet.style.sizes.page_width is not None
     grown = width if fixed else width + by
     across = box.width * width - (by if fixed else 0)
     axes.set_position(((box.x0 * width + by) / grown, box.y0, across / grown, box.height))
@@ -101,22 +100,13 @@ def _ridge(
     axes.plot(edges[[0, -1]], [base, base], color=colour, linewidth=0.8, zorder=2)
 
 
-def _axes(page: Page, table: pd.DataFrame, labels: list[str]) -> None:
-    (axes,), style = page.panels, page.style
-    first = float(table["low"].min())
-    axes.set_xlim(first - 0.05, 0.05)
+def _axes(sheet: Sheet, table: pd.DataFrame, labels: list[str]) -> None:
+    (axes,), style = sheet.panels, sheet.style
+    density_axis(axes, style, float(table["low"].min()))
     axes.set_ylim(-0.3, len(labels) - 1 + OVERLAP + 0.15)
-    axes.xaxis.set_major_locator(FixedLocator(list(range(int(np.ceil(first)), 1))))
-    axes.xaxis.set_major_formatter(lambda log, _: f"{log:.0f} ({100 * 10.0**log:g}%)")
     axes.yaxis.set_major_locator(FixedLocator(list(range(len(labels)))))
     axes.set_yticklabels(list(reversed(labels)))
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel(AXIS)
-    for at in BOUNDS:
-        if at > first:
-            axes.axvline(
-                at, color=style.colours.faint, linewidth=1, linestyle=(0, (4, 2)), zorder=1
-            )
 
 
 def _say_dead(axes: Axes, style: Style, table: pd.DataFrame, shown: list[str]) -> None:

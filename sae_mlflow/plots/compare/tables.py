@@ -1,24 +1,29 @@
 """Runs as a table with a row each, for pictures of what trainings came to."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from sae_mlflow import naming
 from sae_mlflow.history import restored
 from sae_mlflow.plots.frames import differences
-
-if TYPE_CHECKING:  # at run time it would import mlflow
-    from sae_mlflow.tracking.contents import RunRow
+from sae_mlflow.tracking.contents import RunRow
 
 FACTS = ["run_id", "name", "model", "layer", "architecture", "label", "seed", "depth"]
 """Of an ends table, before a column for each metric. `label` is the architecture, and what tells
 runs of one architecture, model and layer apart; `depth` is a layer's place in its model, 0 (first
 block) to 1 (last), or not a number where the store doesn't say how many blocks there are."""
 
+FINAL_METRICS: Mapping[str, tuple[str, ...]] = {
+    "FVU": ("val_fvu", "fvu"),
+    "L0": ("val_l0_norm", "l0_norm"),
+    "CE recovered": ("ce_loss_recovered",),
+    "dead": ("val_dead_fraction", "dead_fraction"),
+}
+"""What trainings are told by, and of each the metrics that it may be: the first that there is."""
 
-def ends_table(rows: Sequence["RunRow"]) -> pd.DataFrame:
+
+def ends_table(rows: Sequence[RunRow]) -> pd.DataFrame:
     """Each run's last value of every metric: `FACTS` and the metrics' names.
 
     By model, layer number, label and seed, with numbers in these as numbers.
@@ -48,7 +53,7 @@ def ends_table(rows: Sequence["RunRow"]) -> pd.DataFrame:
     return table.loc[order.index].reset_index(drop=True)
 
 
-def run_labels(rows: Sequence["RunRow"]) -> dict[str, str]:
+def run_labels(rows: Sequence[RunRow]) -> dict[str, str]:
     """By run: `topk`, or `topk · sae.k=32` where its architecture was trained with several."""
     alike: dict[tuple[str, str, str], list[RunRow]] = {}
     for row in rows:
@@ -83,7 +88,7 @@ def layers_of(table: pd.DataFrame) -> list[str]:
     return sorted(table["layer"].unique(), key=naming.layer_order)
 
 
-def _depth(row: "RunRow") -> float:
+def _depth(row: RunRow) -> float:
     n_layers = row.params.get("lm.n_layers", "")
     number = naming.layer_order(row.layer)[0]
     if not n_layers.isdecimal() or not row.layer.startswith(f"layer{number}"):

@@ -1,6 +1,6 @@
-"""A page of panels, laid out in inches by hand, in rooms that grow with the letters.
+"""A sheet of panels, laid out in inches by hand, in rooms that grow with the letters.
 
-A layout engine draws every text twice, and takes 0.9 s for a page of four panels where this takes
+A layout engine draws every text twice, and takes 0.9 s for a sheet of four panels where this takes
 0.4 s.
 """
 
@@ -15,7 +15,7 @@ from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.style_parts import Panel, fill
 from sae_mlflow.plots.text_size import broken, inches
 
-_LEAST_PANEL = 0.3  # of a page of fixed width
+_LEAST_PANEL = 0.3  # of a sheet of fixed width
 
 
 class Rooms:
@@ -49,7 +49,7 @@ class Rooms:
 
 
 @dataclass(frozen=True)
-class Page:
+class Sheet:
     """A figure with its title and notes, and its panels."""
 
     style: Style
@@ -59,7 +59,7 @@ class Page:
     def make_room(self, inches: float) -> None:
         """Room at the right of its only panel, for what was drawn there.
 
-        The page grows; one of fixed width keeps it, and its panel shrinks.
+        The sheet grows; one of fixed width keeps it, and its panel shrinks.
         """
         width, height = self.figure.get_size_inches()
         fixed = self.style.sizes.page_width is not None
@@ -77,7 +77,7 @@ class Page:
         self.figure.set_size_inches(grown, height)
 
 
-def new_page(
+def new_sheet(
     style: Style,
     rows: int,
     columns: int,
@@ -87,8 +87,8 @@ def new_page(
     *,
     label_lines: int = 1,
     right: float | None = None,
-) -> Page:
-    """A page with its title and notes, and `rows` times `columns` panels.
+) -> Sheet:
+    """A sheet with its title and notes, and `rows` times `columns` panels.
 
     Args:
         panel: the inches of one.
@@ -112,7 +112,7 @@ def new_page(
     FigureCanvasAgg(figure)
     _write_head(figure, style, rooms, titles, lines)
     box = (rooms.left / width, rooms.bottom / height, right / width, panels / height)
-    return Page(style, figure, _grid(figure, rows, columns, box, rooms, panel))
+    return Sheet(style, figure, _grid(figure, rows, columns, box, rooms, panel))
 
 
 def _grid(
@@ -126,7 +126,7 @@ def _grid(
     """The panels, row by row.
 
     Args:
-        box: left, bottom and right margin, and the height of all, as shares of the page.
+        box: left, bottom and right margin, and the height of all, as shares of the sheet.
     """
     left, bottom, right, height = box
     places = {
@@ -141,7 +141,7 @@ def _grid(
 
 
 def comparison_title(style: Style, title: tuple[str, str]) -> tuple[str, Mapping[str, str]]:
-    """For `new_page`: what stands for the model, and what is compared."""
+    """For `new_sheet`: what stands for the model, and what is compared."""
     model, subject = title
     values = {"model": model, "metric": subject, "layer": "", "setting": ""}
     return style.titles.comparison, values

@@ -67,9 +67,12 @@ def read_density_table(file: Path) -> DensityTable:
         with file.open(newline="", encoding="utf-8") as stream:
             never, *bins = list(csv.reader(stream))[1:]
         edges = np.array([float(low) for low, *_ in bins] + [float(bins[-1][1])])
-        latents = np.array([int(n) for _, _, n, _ in bins])
-        return DensityTable(edges, latents, int(never[2]), tokens=0)
-    except (OSError, ValueError, IndexError, csv.Error) as error:
+        latents = np.array([int(n) for _, _, n, _ in bins], dtype=np.int64)
+        table = DensityTable(edges, latents, int(never[2]), tokens=0)
+        if table.d_sae < 1 or not np.isfinite(edges).all():
+            raise ValueError("it has no latents, or edges that aren't numbers")
+        return table
+    except (OSError, ValueError, OverflowError, IndexError, csv.Error) as error:
         raise UserError(f"{file.name} is not a table of densities: {error}.") from None
 
 
