@@ -181,8 +181,7 @@ class SAESettings(_Section):
 
     @property
     def activation(self) -> str:
-        """The activation function: of a transcoder its `codes`, else the architecture's own."""
-        return self.codes if self.transcodes else self.architecture
+        return architectures.activation_of(self.architecture, self.codes)
 
     @property
     def transcodes(self) -> bool:
@@ -197,7 +196,7 @@ class SAESettings(_Section):
         d_sae = self.d_sae or self.expansion_factor * d_in
         name = "target_l0" if self.activation == "jumprelu" else "k"
         wanted = getattr(self, name) or 0
-        if wanted > d_sae and self.activation in ("topk", "batchtopk", "matryoshka", "jumprelu"):
+        if wanted > d_sae and self.activation in (*architectures.TOPK_FAMILY, "jumprelu"):
             raise UserError(
                 f"sae.{name} = {wanted} is larger than d_sae = {d_sae}. "
                 f"Lower sae.{name}, or raise sae.d_sae or sae.expansion_factor."

@@ -10,8 +10,14 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from sae_mlflow import architectures, naming
+from sae_mlflow import naming
 from sae_mlflow.activations.layer import LayerActivations
+from sae_mlflow.architectures import (
+    STORED_AS_JUMPRELU,
+    StoredKind,
+    parse_stored,
+    stored_names,
+)
 from sae_mlflow.config import ModelSettings, Settings
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.formats.place import place
@@ -25,7 +31,7 @@ AUTOENCODERS = ("standard", "topk", "jumprelu", "gated")
 
 def centres(architecture: str) -> bool:
     """Whether it subtracts `b_dec` from what it reads: `SAE.centre`, before one is built."""
-    return architecture != "crosscoder" and not architecture.endswith("_transcoder")
+    return architecture != "crosscoder" and not parse_stored(architecture).transcodes
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,10 @@ class StoredSAE:
     @property
     def architecture(self) -> str:
         return str(self.config["architecture"])
+
+    @property
+    def kind(self) -> StoredKind:
+        return parse_stored(self.architecture)
 
 
 def of_trained(sae: SAE, acts: LayerActivations, settings: Settings) -> StoredSAE:
@@ -71,7 +81,7 @@ def _metadata(site: Site, settings: Settings) -> dict[str, Any]:
     }
     if settings.sae.transcodes:
         facts["hook_name_out"] = _sae_lens_hook(site.writes[0], settings.model)
-    if settings.sae.activation in architectures.STORED_AS_JUMPRELU:
+    if settings.sae.activation in STORED_AS_JUMPRELU:
         facts["k"] = settings.sae.k
     return facts
 
@@ -98,11 +108,10 @@ def build(stored: StoredSAE, file: Path) -> SAE:
     """
     config, weights = stored.config, stored.weights
     check_architecture(stored.architecture, file)
-    transcodes = stored.architecture.endswith("_transcoder")
     # before memory is asked for: a wrong size may be any number
     _check_matrix("W_enc", ("d_in", "d_sae"), stored, file)
-    _check_matrix("W_dec", ("d_sae", "d_out" if transcodes else "d_in"), stored, file)
-    _check_hyperparameters(config, file)
+    _check_matrix("W_dec", ("d_sae", "d_out" if stored.kind.transcodes else "d_in"), stored, file)
+    _check_hyperparameters(stored, file)
     sae = sae_from_config(config)
     _check_weights(sae, weights, file)
     sae.load_state_dict(weights)
@@ -111,7 +120,7 @@ def build(stored: StoredSAE, file: Path) -> SAE:
 
 
 def check_architecture(architecture: object, file: Path) -> None:
-    names = architectures.stored_names()
+    names = stored_names()
     if architecture not in names:
         raise UserError(
             f"{file}: architecture {architecture!r} can't be read. Known: {known(names)}."
@@ -146,12 +155,13 @@ def _check_matrix(name: str, keys: tuple[str, str], stored: StoredSAE, file: Pat
         )
 
 
-def _check_hyperparameters(config: dict[str, Any], file: Path) -> None:
-    if config["architecture"].startswith("topk"):
+def _check_hyperparameters(stored: StoredSAE, file: Path) -> None:
+    config = stored.config
+    if stored.kind.codes == "topk":
         k = whole_number(config, "k", file)
         if k > config["d_sae"]:
             raise UserError(f"{file}: k = {k} is larger than d_sae = {config['d_sae']}.")
-    if config["architecture"] == "crosscoder":
+    if stored.kind.codes == "crosscoder":
         widths = config.get("widths")
         if not _are_widths(widths) or sum(widths) != config["d_in"]:
             raise UserError(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from sae_mlflow.architectures import StoredKind
 from sae_mlflow.config import SAESettings
 from sae_mlflow.errors import UserError
 from sae_mlflow.sae import kernels, sparse
@@ -182,9 +183,7 @@ class SAE(nn.Module, ABC):
     @property
     def architecture(self) -> str:
         """Its name in a stored config."""
-        if not self.transcodes:
-            return self.kind
-        return f"{self.kind}_transcoder" if self.W_skip is None else f"{self.kind}_skip_transcoder"
+        return StoredKind(self.kind, self.transcodes, skip=self.W_skip is not None).name
 
     @torch.no_grad()
     def fold_scale(self, scale_in: Tensor, scale_out: Tensor) -> dict[str, Tensor]:
