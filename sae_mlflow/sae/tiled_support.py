@@ -62,6 +62,7 @@ class TiledSupport(Support):
     def reconstruct(
         self, values: Tensor, rows: Tensor, bias: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As a `SparseSupport` does it."""
         return tile_products.reconstruct(values, self.codes, rows, bias, y)
 
     def jump(self, values: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
