@@ -48,9 +48,10 @@ class MatryoshkaSAE(BatchTopKSAE):
     def chosen_settings(self) -> dict[str, Any]:
         return super().chosen_settings() | {"prefixes": self.prefixes}
 
-    def _missed(
+    def _reconstructed(
         self, latents: Tensor, support: Support, batch: Batch, W_dec: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """The reconstruction, detached, and the mean over prefixes of their squared errors."""
         self._follow(latents.detach())
         recon, loss = _PrefixLoss.apply(latents, W_dec, self.b_dec, batch.y, support, self.prefixes)
         return recon, loss
