@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sae_mlflow.architectures import TOPK_FAMILY
-from sae_mlflow.config import SAESettings, Settings
+from sae_mlflow.config import Settings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.health.finding import Verdict
 from sae_mlflow.naming import ui_page
 from sae_mlflow.reporting.markdown import literal

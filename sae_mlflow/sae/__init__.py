@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sae_mlflow.architectures import ARCHITECTURES, parse_stored, stored_names
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.sae.base import SAE
 from sae_mlflow.sae.batch import Batch, Reconstruction, Sizes, StepLoss

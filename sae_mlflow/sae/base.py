@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sae_mlflow.architectures import StoredKind
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.errors import UserError
 from sae_mlflow.sae import kernels, sparse
 from sae_mlflow.sae.batch import Batch, Reconstruction, Sizes, StepLoss

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.sae.batch import Batch, Sizes, StepLoss
 from sae_mlflow.sae.select import Above
 from sae_mlflow.sae.start import FittedStart, firing_bounds

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.errors import UserError
 from sae_mlflow.sae import sparse
 from sae_mlflow.sae.batch import Batch, Sizes

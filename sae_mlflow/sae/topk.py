@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.sae import sparse
 from sae_mlflow.sae.auxk import Revival
 from sae_mlflow.sae.base import SAE
