@@ -10,7 +10,6 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from sae_mlflow import naming
 from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.architectures import (
     STORED_AS_JUMPRELU,
@@ -18,10 +17,10 @@ from sae_mlflow.architectures import (
     parse_stored,
     stored_names,
 )
-from sae_mlflow.config import ModelSettings, Settings
+from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.formats.place import place
-from sae_mlflow.lm.loading import block_modules
+from sae_mlflow.formats.sae_lens_hooks import hook_name
 from sae_mlflow.lm.sites import Site
 from sae_mlflow.sae import SAE, sae_from_config
 
@@ -74,27 +73,16 @@ def of_trained(sae: SAE, acts: LayerActivations, settings: Settings) -> StoredSA
 def _metadata(site: Site, settings: Settings) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "model_name": settings.model.label,
-        "hook_name": _sae_lens_hook(site.reads[0], settings.model),
+        "hook_name": hook_name(site.reads[0], settings.model),
         "trained_as": settings.sae.architecture,
         "hookpoints_in": list(site.reads),
         "hookpoints_out": list(site.writes),
     }
     if settings.sae.transcodes:
-        facts["hook_name_out"] = _sae_lens_hook(site.writes[0], settings.model)
+        facts["hook_name_out"] = hook_name(site.writes[0], settings.model)
     if settings.sae.activation in STORED_AS_JUMPRELU:
         facts["k"] = settings.sae.k
     return facts
-
-
-def _sae_lens_hook(hookpoint: str, model: ModelSettings) -> str:
-    """Within a block only what the block is made of tells; where that isn't known any more, its own
-    name."""
-    if naming.is_block(hookpoint):
-        return naming.sae_lens_hook(hookpoint)
-    try:
-        return naming.sae_lens_hook(hookpoint, block_modules(model))
-    except UserError:
-        return hookpoint
 
 
 def build(stored: StoredSAE, file: Path) -> SAE:

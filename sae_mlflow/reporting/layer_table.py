@@ -7,8 +7,8 @@ from sae_mlflow.architectures import TOPK_FAMILY
 from sae_mlflow.config import Settings
 from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.health.finding import Verdict
-from sae_mlflow.naming import ui_page
 from sae_mlflow.reporting.markdown import literal
+from sae_mlflow.tracking.contents import ui_page
 
 COLUMNS = (
     "layer",
