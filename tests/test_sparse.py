@@ -6,7 +6,8 @@ import pytest
 import torch
 from random_saes import assert_agree, gradients, made
 
-from sae_mlflow.sae import Batch, kernels, sparse, support, tiled_support, tiles
+from sae_mlflow.sae import Batch, kernels, sparse, support, tiled_support
+from sae_mlflow.sae.kernels import tiles
 from sae_mlflow.sae.select import Above, BatchTopK, TopK
 from sae_mlflow.sae.support import DenseSupport, SparseSupport
 from sae_mlflow.sae.tiled_support import TiledSupport

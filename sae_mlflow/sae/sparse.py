@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sae_mlflow.sae import kernels, tiles
+from sae_mlflow.sae import kernels
+from sae_mlflow.sae.kernels import tiles
 from sae_mlflow.sae.select import Above, Rule
 from sae_mlflow.sae.support import DenseSupport, SparseSupport, Support
 from sae_mlflow.sae.tiled_support import TiledSupport, pays, sparse_support, tiled_above

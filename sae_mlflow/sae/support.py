@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae import cpu, kernels, tile_products, tiles
+from sae_mlflow.sae import kernels
+from sae_mlflow.sae.kernels import cpu, tile_products, tiles
 
 # Codes of a latent within one tall tile, on average, from which on the weights' gradients gain
 # from them (at 4,096 x 3,072 x 384 half of their time).

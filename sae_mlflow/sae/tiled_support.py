@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae import kernels, tile_above, tile_codes, tile_products, tiles
+from sae_mlflow.sae import kernels
+from sae_mlflow.sae.kernels import tile_above, tile_codes, tile_products, tiles
 from sae_mlflow.sae.support import SparseSupport, Support
 
 # Codes of a latent within one tile, on average, from which on sorting by tiles pays.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import array, inner
+from sae_mlflow.sae.kernels.jit import array, inner
 
 _BITS = {torch.float32: np.int32, torch.float64: np.int64}
 

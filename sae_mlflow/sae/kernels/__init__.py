@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae import cpu, cpu_above, cpu_largest, cpu_topk
-from sae_mlflow.sae.compiled import AVAILABLE
+from sae_mlflow.sae.kernels import cpu, cpu_above, cpu_largest, cpu_topk
+from sae_mlflow.sae.kernels.jit import AVAILABLE
 
 _COMPILED = {torch.float32, torch.float64}
 
