@@ -24,7 +24,9 @@ from torch import Tensor
 from sae_mlflow.activations.harvest import fill_activations
 from sae_mlflow.activations.layer import LayerActivations, open_activations
 from sae_mlflow.activations.plan import plan_activations
-from sae_mlflow.config import Settings, load_settings, parse_set
+from sae_mlflow.config import Settings
+from sae_mlflow.config_load import load_settings
+from sae_mlflow.config_set import parse_set
 from sae_mlflow.lm.loading import load_language_model, load_tokenizer
 from sae_mlflow.memory import keep_freed_memory
 from sae_mlflow.metrics import Tally

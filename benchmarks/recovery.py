@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from synthetic import Recovery, Synthetic, World, recovery
 
-from sae_mlflow.config import SAESettings, TrainSettings
+from sae_mlflow.config_sae import SAESettings
+from sae_mlflow.config_train import TrainSettings
 from sae_mlflow.sae import build_sae
 from sae_mlflow.train import Trainer, train
 

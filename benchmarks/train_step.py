@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from sae_mlflow.architectures import ARCHITECTURES
-from sae_mlflow.config import SAESettings, TrainSettings
+from sae_mlflow.config_sae import SAESettings
+from sae_mlflow.config_train import TrainSettings
 from sae_mlflow.memory import keep_freed_memory
 from sae_mlflow.sae import SAE, Batch, build_sae
 from sae_mlflow.train import Trainer

@@ -1,32 +1,18 @@
-"""Settings: a YAML file (with `extends`) and dotted overrides become one typed, frozen object.
+"""The settings of one training, section by section, as one typed, frozen object."""
 
-Everything that a user can get wrong here is said before anything heavy is imported or started.
-"""
-
-import math
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-)
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from sae_mlflow import architectures, naming
+from sae_mlflow import naming
 from sae_mlflow.config_checkpoint import CheckpointSettings
-from sae_mlflow.config_checks import check_layers, check_read, check_together, in_order
-from sae_mlflow.config_errors import explain
-from sae_mlflow.config_files import find_config, read_config
 from sae_mlflow.config_health import HealthSettings
-from sae_mlflow.config_section import Section as _Section
-from sae_mlflow.config_set import parse_set as parse_set
+from sae_mlflow.config_sae import SAESettings
+from sae_mlflow.config_section import Section
 from sae_mlflow.config_tracking import TrackingSettings
-from sae_mlflow.errors import UserError, did_you_mean, known
+from sae_mlflow.config_train import TrainSettings
 from sae_mlflow.folders import is_folder, user_path
 
 EMBEDDED_MODEL = "smollm2-135m"
@@ -74,7 +60,7 @@ Trackers = Annotated[
 Layer = Annotated[int, Field(ge=0, strict=True)] | Annotated[str, Field(min_length=1, strict=True)]
 
 
-class ModelSettings(_Section):
+class ModelSettings(Section):
     """The language model whose activations are read."""
 
     name: str = EMBEDDED_MODEL
@@ -100,7 +86,7 @@ class ModelSettings(_Section):
         return folder.resolve().name if is_folder(folder) else self.name
 
 
-class TextSettings(_Section):
+class TextSettings(Section):
     """The documents, and how they become windows of tokens."""
 
     source: str | tuple[str, ...] = EMBEDDED_TEXT
@@ -123,7 +109,7 @@ class TextSettings(_Section):
     differ in `seed` share one activation cache."""
 
 
-class ActivationSettings(_Section):
+class ActivationSettings(Section):
     """How activations are collected and cached."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -134,134 +120,7 @@ class ActivationSettings(_Section):
     """A token whose norm is over this many times the layer's median is left out."""
 
 
-def _architecture(name: str) -> str:
-    if name not in architectures.NAMES:
-        hint = did_you_mean(name, architectures.NAMES)
-        raise ValueError(f"there is none. {hint}There are: {known(architectures.NAMES)}")
-    return name
-
-
-class SAESettings(_Section):
-    """The sparse autoencoder."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    architecture: Annotated[str, AfterValidator(_architecture)] = "topk"
-    """`standard` (ReLU and L1), `topk`, `batchtopk`, `jumprelu`, `gated`, `matryoshka`;
-    `transcoder` and `skip_transcoder` (a module's output from its input); `crosscoder` (all layers
-    of `model.layers` in one)."""
-    codes: Literal["topk", "jumprelu"] = "topk"
-    """Activation function of a transcoder."""
-    k: int = Field(32, gt=0)
-    """Latents that may fire on a token (`topk`), or do on average (`batchtopk`, `matryoshka`)."""
-    expansion_factor: int = Field(8, gt=0)
-    """Latents per dimension of the activations; `d_sae` wins where it is given."""
-    d_sae: int | None = Field(None, gt=0)
-    """Number of latents; unset means `expansion_factor * d_in`, of a `crosscoder` with the d_in of
-    the widest layer."""
-    aux_k: int | None = Field(None, gt=0)
-    """Dead latents that AuxK revives at once; unset means `d_in / 2`."""
-    aux_k_coefficient: float = Field(1 / 32, ge=0)
-    """Weight of the AuxK loss of the topk family; 0 turns it off."""
-    l1_coefficient: float | None = Field(None, ge=0)
-    """`standard`, `gated`, `crosscoder`: weight of the L1 penalty, against a loss that is a mean
-    over dimensions; unset means `2 / d_in`, of the widest layer in a `crosscoder`, and
-    `3.5 / d_in` of `gated`."""
-    l0_coefficient: float | None = Field(None, ge=0)
-    """`jumprelu`: loss of each latent that fires; with `target_l0`, of missing it by 100%. Unset
-    means 1 by the dimensions that are reconstructed, and 2 with a target."""
-    target_l0: float | None = Field(None, gt=0)
-    """`jumprelu`: the L0 to be reached; unset penalises L0 itself."""
-    bandwidth: float = Field(0.3, gt=0)
-    """`jumprelu`: width of the window in which thresholds learn, in units of scaled activations. A
-    latent that stays under its window on every token is lost: a wide one loses few."""
-    prefixes: tuple[Annotated[int, Field(gt=0)], ...] | None = None
-    """`matryoshka`: numbers of latents that reconstruct on their own, ascending; unset means 1/16,
-    1/8, 1/4, 1/2 and all of them."""
-
-    @property
-    def activation(self) -> str:
-        """The activation function: of a transcoder its `codes`, else the architecture's own."""
-        return self.codes if self.transcodes else self.architecture
-
-    @property
-    def transcodes(self) -> bool:
-        return self.architecture in architectures.TRANSCODERS
-
-    def width(self, d_in: int) -> int:
-        """Number of latents for activations of `d_in` dimensions.
-
-        Raises:
-            UserError: `k` or `target_l0` is larger than that.
-        """
-        d_sae = self.d_sae or self.expansion_factor * d_in
-        name = "target_l0" if self.activation == "jumprelu" else "k"
-        wanted = getattr(self, name) or 0
-        if wanted > d_sae and self.activation in ("topk", "batchtopk", "matryoshka", "jumprelu"):
-            raise UserError(
-                f"sae.{name} = {wanted} is larger than d_sae = {d_sae}. "
-                f"Lower sae.{name}, or raise sae.d_sae or sae.expansion_factor."
-            )
-        return d_sae
-
-
-def _finite(value: Any) -> Any:
-    """Options, or a part of them, as they are."""
-    for part in value.values() if isinstance(value, dict) else value:
-        if isinstance(part, dict | list):
-            _finite(part)
-        elif isinstance(part, float) and not math.isfinite(part):
-            raise ValueError("its numbers have to be finite")
-    return value
-
-
-class TrainSettings(_Section):
-    """The training of one SAE."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
-
-    epochs: int = Field(10, gt=0)
-    """Passes over the training tokens."""
-    batch_tokens: int = Field(1024, gt=0)
-    """Tokens in a step."""
-    learning_rate: float | None = Field(None, gt=0)
-    """Peak of the learning rate; unset means `1e-3 / sqrt(d_sae / 2^14)`."""
-    optimizer: str = "adam"
-    """Any optimizer of torch.optim but LBFGS, Rprop and SparseAdam, by name."""
-    optimizer_options: Annotated[dict[str, Any], AfterValidator(_finite)] = Field({})
-    """What else the optimizer is made with, for example `{betas: [0.0, 0.999]}`."""
-    warmup_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises from 0."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate ends: falling to 0 in a line or a half cosine, or not at all."""
-    decay_fraction: float = Field(0.2, ge=0, le=1)
-    """Share of the steps, at the end, over which the learning rate falls."""
-    sparsity_warmup_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of the steps over which L1 and L0 coefficients rise from 0."""
-    firing_rate: float = Field(10.0, gt=0)
-    """`jumprelu`: learning rate of thresholds and encoder biases, as a multiple of `learning_rate`.
-    They have a unit or more to go, and move by about their rate a step."""
-    resample_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = None
-    """Shares of the steps, such as `[0.25, 0.5]`, after which dead latents start anew from tokens
-    that are reconstructed badly; unset means what the architecture's paper does: `gated` at a
-    quarter and a half of the steps, the others never."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the large products; `bfloat16` (autocast) is for GPUs."""
-    gradient_clip: float = Field(1.0, gt=0, allow_inf_nan=True)
-    """Largest norm of the whole gradient; `.inf` leaves it as it is."""
-    log_every_tokens: int = Field(1_000_000, gt=0)
-    """Longer epochs log within the epoch as well: the training's metrics over the last so many
-    tokens, as `within_epoch/total_loss` ..., whose steps are training tokens."""
-    dead_after_tokens: int | None = Field(None, gt=0)
-    """A latent that hasn't fired for this many tokens is dead; unset means half an epoch, at most
-    10,000,000, and no longer than it is between two times that dead latents start anew."""
-    aux_k_after_tokens: int | None = Field(None, gt=0)
-    """A latent that hasn't fired for this many tokens learns by AuxK (`topk`, `batchtopk`,
-    `matryoshka`, transcoders with `topk` codes); unset means a twentieth of an epoch, four batches
-    at least, and no more than `dead_after_tokens`."""
-
-
-class PlotSettings(_Section):
+class PlotSettings(Section):
     """The pictures drawn from the store."""
 
     after_training: bool = True
@@ -281,7 +140,7 @@ class PlotSettings(_Section):
     layer in its own."""
 
 
-class EvaluateSettings(_Section):
+class EvaluateSettings(Section):
     """What the language model loses when an SAE stands in for its layer."""
 
     after_training: bool = True
@@ -290,7 +149,7 @@ class EvaluateSettings(_Section):
     """Held-out tokens that an SAE is measured on after training, in whole windows, one at least."""
 
 
-class OutputSettings(_Section):
+class OutputSettings(Section):
     """Plain files beside the store."""
 
     dir: str | None = None
@@ -313,7 +172,7 @@ class OutputSettings(_Section):
         return user_path(self.tensorboard_dir)
 
 
-class Settings(_Section):
+class Settings(Section):
     """All settings of one training."""
 
     experiment: str = Field("sae", min_length=1)
@@ -341,70 +200,10 @@ class Settings(_Section):
         """Every setting under its dotted key, in order: `{"experiment": "llama2", ...}`."""
         flat: dict[str, Any] = {}
         for name, value in self.model_dump(mode="json").items():
-            section = isinstance(getattr(self, name, None), _Section)
+            section = isinstance(getattr(self, name, None), Section)
             flat |= {f"{name}.{key}": v for key, v in value.items()} if section else {name: value}
         return flat
 
     def to_yaml(self) -> str:
         """All settings as a config file that gives them again."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def load_settings(config: str, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Read a config file, apply what it extends and then the overrides, and validate the result.
-
-    Args:
-        config: a name in `configs/` (`sae_balanced.yaml`) or a path.
-        overrides: dotted keys to values, as `parse_set` returns them.
-
-    Returns:
-        Settings as they were written, but for a crosscoder's layers, which are put in order.
-
-    Raises:
-        UserError: the file is missing, empty or not YAML; a key is unknown; a value is wrong.
-    """
-    path = find_config(config)
-    data = read_config(path)
-    for key, value in (overrides or {}).items():
-        _assign(data, key, value)
-    try:
-        settings = Settings.model_validate(data)
-    except ValidationError as error:
-        meanings = {key: meaning for key, _, meaning in setting_docs()}
-        raise UserError(explain(error.errors()[0], path, overrides or {}, meanings)) from None
-    if settings.sae.d_sae:
-        settings.sae.width(d_in=0)
-    check_together(settings, path)
-    check_read(settings.sae, overrides or {})
-    check_layers(settings.model.layers, path)
-    return in_order(settings) if settings.sae.architecture == "crosscoder" else settings
-
-
-def setting_docs() -> Iterator[tuple[str, str, str]]:
-    """Every setting as (dotted key, default, what it means)."""
-    for name, field in Settings.model_fields.items():
-        if isinstance(field.default, _Section):
-            for sub, subfield in type(field.default).model_fields.items():
-                yield f"{name}.{sub}", _shown(subfield.default), _one_line(subfield.description)
-        else:
-            yield field.alias or name, _shown(field.default), _one_line(field.description)
-
-
-def _assign(data: dict[str, Any], key: str, value: Any) -> None:
-    *sections, last = key.split(".")
-    for section in sections:
-        inner = data.get(section)
-        # a copy, so that what an `extends` merge shares is left alone
-        data[section] = dict(inner) if isinstance(inner, dict) else {}
-        data = data[section]
-    data[last] = value
-
-
-def _shown(default: object) -> str:
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return "unset" if default is None else str(default)
-
-
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "").split())

@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sae_mlflow import architectures, naming
+from sae_mlflow.config import Settings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.errors import UserError, known
 
-if TYPE_CHECKING:
-    from sae_mlflow.config import SAESettings, Settings
 
-
-def check_together(settings: "Settings", path: Path) -> None:
+def check_together(settings: Settings, path: Path) -> None:
     """Refuse settings that are right alone and do nothing, or harm, together."""
+    if settings.sae.d_sae:
+        settings.sae.check_width(settings.sae.d_sae)
     if settings.output.pt and settings.output.dir is None:
         raise UserError(
             f"{path}: output.pt (--pt) writes into output.dir, which isn't set. Set it "
@@ -27,7 +28,7 @@ def check_together(settings: "Settings", path: Path) -> None:
         )
 
 
-def check_read(sae: "SAESettings", overrides: Mapping[str, Any]) -> None:
+def check_read(sae: SAESettings, overrides: Mapping[str, Any]) -> None:
     """Refuse what was asked for by name and would change nothing; a file may inherit it."""
     for key, value in overrides.items():
         others = architectures.readers_instead(key, {sae.architecture, sae.activation})
@@ -48,7 +49,7 @@ def check_layers(layers: tuple[int | str, ...], path: Path) -> None:
             raise UserError(f"{path}: model.layers names {label} twice. Remove one.")
 
 
-def in_order(settings: "Settings") -> "Settings":
+def in_order(settings: Settings) -> Settings:
     """With its layers as their joint label has them: the same SAE however they are listed."""
     layers = sorted(
         settings.model.layers, key=lambda layer: naming.layer_order(naming.layer_label(layer))

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import PurePosixPath
 
@@ -11,6 +11,9 @@ INPUT = ":input"
 
 PLOTS_FOLDER = "training_plots"
 """Where pictures lie, among a run's artifacts and in a folder of plain files."""
+
+HASH_LENGTH = len("-76eeb051")
+"""Characters that `told_apart` adds."""
 
 _INPUT_FILE = "@input"  # ':' can't stand in every file name, and nothing sanitised has an '@'
 _LONGEST_LABEL = 100
@@ -23,26 +26,6 @@ _UNMISTAKABLE = re.compile(r"[A-Za-z0-9._]+([-/][A-Za-z0-9._]+)*")
 _RUN_FOLDER = re.compile(r"[0-9a-f]{32}(-pending)?")
 
 _DEVICE = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
-
-# SAELens (TransformerLens) names of the hookpoints that it knows. `ln1` and `ln2` are the norms
-# before attention and MLP; of an RMS norm their hook is before its weight, ours is behind it.
-_SAE_LENS_HOOKS = {"": "hook_resid_post", ":input": "hook_resid_pre"}
-_SAE_LENS_NORMED = {
-    "mlp:input": "ln2.hook_normalized",
-    "self_attn:input": "ln1.hook_normalized",
-    "attn:input": "ln1.hook_normalized",
-    "attention:input": "ln1.hook_normalized",
-}
-_SAE_LENS_OUTPUTS = {
-    "mlp": "hook_mlp_out",
-    "self_attn": "hook_attn_out",
-    "attn": "hook_attn_out",
-    "attention": "hook_attn_out",
-}
-# Where the residual stream takes a norm of what attention and MLP put out (Gemma 2 and 3, OLMo 2
-# and 3), these hooks are behind it; and OLMo's have none before.
-_PRE_NORM, _POST_NORM = "pre_feedforward_layernorm", "post_feedforward_layernorm"
-_SAE_LENS_POST_NORMED = {"post_attention_layernorm": "hook_attn_out", _POST_NORM: "hook_mlp_out"}
 
 
 def sanitise(name: str, longest: int = 120) -> str:
@@ -57,6 +40,11 @@ def sanitise(name: str, longest: int = 120) -> str:
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:longest].rstrip("-.") or "model"
     return f"_{safe}" if _DEVICE.fullmatch(safe.partition(".")[0]) else safe
+
+
+def told_apart(name: str, whole: str) -> str:
+    """A name that others could have too, with a hash of what it stands for: `my-model-76eeb051`."""
+    return f"{name}-{sha256(whole.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def run_folder(run_id: str) -> str:
@@ -89,7 +77,7 @@ def registered_name(
     path = model if model_setting is None else str(PurePosixPath(model_setting))
     name = model.replace("/", "--")
     if path != model or not _UNMISTAKABLE.fullmatch(model) or sanitise(name) != name:
-        name = f"{sanitise(model)}-{sha256(path.encode(errors='surrogatepass')).hexdigest()[:8]}"
+        name = told_apart(sanitise(model), path)
     return f"{name}-{sanitise(layer)}" + ("-transcoder" if transcodes else "")
 
 
@@ -162,7 +150,7 @@ def file_stem(hookpoint: str) -> str:
     path = module_path(hookpoint)
     stem = sanitise(path)
     if stem != path:  # another path could come to the same file
-        stem = f"{stem}-{sha256(path.encode(errors='surrogatepass')).hexdigest()[:8]}"
+        stem = told_apart(stem, path)
     return stem + _INPUT_FILE if is_input(hookpoint) else stem
 
 
@@ -188,7 +176,7 @@ def joint_label(layers: Iterable[int | str]) -> str:
     label = "-".join([first, *(re.sub(r"^layer(?=\d)", "", other) for other in rest)])
     if len(label) <= _LONGEST_LABEL:
         return label
-    return f"{label[: _LONGEST_LABEL - 9]}-{sha256(label.encode()).hexdigest()[:8]}"
+    return told_apart(label[: _LONGEST_LABEL - HASH_LENGTH], label)
 
 
 def natural_order(text: str) -> tuple[tuple[float, str], ...]:
@@ -221,31 +209,3 @@ def depth(layer: int | str) -> tuple[int, bool]:
     the block, and what is outside the blocks first."""
     block = block_number(layer)
     return (-1 if block is None else block, is_block(hookpoint(layer)))
-
-
-def sae_lens_hook(layer: int | str, block_modules: Collection[str] = ()) -> str:
-    """The hookpoint under the name that SAELens uses: `10` -> `blocks.10.hook_resid_post`.
-
-    One that it has no name for keeps its own.
-
-    Args:
-        block_modules: what a block is made of; without a norm behind the MLP among them, attention
-            and MLP have norms before them alone.
-    """
-    post_normed = _POST_NORM in block_modules
-    hooks = _SAE_LENS_HOOKS | (_SAE_LENS_POST_NORMED if post_normed else _SAE_LENS_OUTPUTS)
-    if not post_normed or _PRE_NORM in block_modules:
-        hooks = hooks | _SAE_LENS_NORMED
-    match = re.match(r"layers\.(\d+)\.?(.*)", hookpoint(layer))
-    if match and match[2] in hooks:
-        return f"blocks.{match[1]}.{hooks[match[2]]}"
-    return hookpoint(layer)
-
-
-def ui_page(experiment_id: str, run_id: str | None = None) -> str:
-    """The page of a run, or of an experiment's runs, relative to the MLflow UI's address.
-
-    Without the query the UI opens a view for traces, in which training runs can't be seen.
-    """
-    run = f"/{run_id}" if run_id else ""
-    return f"#/experiments/{experiment_id}/runs{run}?workflowType=machine_learning"

@@ -1,4 +1,4 @@
-"""What a training says as it goes on: a record a step, a part of a long epoch, and an epoch."""
+"""What a training says as it goes on, a record a step and an epoch, and how far it is by then."""
 
 import time
 from dataclasses import dataclass, field
@@ -49,3 +49,22 @@ class EpochRecord:
 
 
 Record = StepRecord | WithinEpochRecord | EpochRecord
+
+
+@dataclass
+class EpochSoFar:
+    """How far a training is within an epoch: with the `Trainer`'s own, all there is to go on."""
+
+    epoch: int
+    """Counted from 1."""
+    order: Tensor | None = None
+    """State of the generator that the epoch's order was drawn with."""
+    batches: int = 0
+    """Of that order, which were trained on."""
+    rate: float = 0.0
+    """Learning rate of the last step."""
+    tally: Tally = field(default_factory=Tally)
+    seconds: float = 0.0
+    part_tally: Tally = field(default_factory=Tally)
+    """As it was when the last part of the epoch was recorded."""
+    part_seconds: float = 0.0

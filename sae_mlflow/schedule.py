@@ -2,7 +2,7 @@
 
 import math
 
-from sae_mlflow.config import TrainSettings
+from sae_mlflow.config_train import TrainSettings
 
 
 def default_learning_rate(d_sae: int) -> float:

@@ -8,14 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sae_mlflow.config import TrainSettings
+from sae_mlflow.config_train import TrainSettings
 from sae_mlflow.metrics import Tally
 from sae_mlflow.optimizers import clip_gradients, forget, make_optimizer
-from sae_mlflow.records import EpochRecord, Record, StepRecord, WithinEpochRecord
+from sae_mlflow.records import EpochRecord, EpochSoFar, Record, StepRecord, WithinEpochRecord
 from sae_mlflow.sae import SAE, Batch, StepLoss
 from sae_mlflow.sae.resample import resample
 from sae_mlflow.schedule import default_learning_rate, learning_rate_share, warmed_up
-from sae_mlflow.train_state import EpochSoFar
 
 MAX_DEAD_AFTER_TOKENS = 10_000_000
 INITIAL_SAMPLE_TOKENS = 8_192

@@ -1,36 +1,16 @@
 """The whole state of a training as tensors and plain numbers: taken, and put back to the bit."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae_mlflow.metrics import Tally
 from sae_mlflow.random_states import random_states, restore_random_states
+from sae_mlflow.records import EpochSoFar
 from sae_mlflow.sae import SAE
-
-if TYPE_CHECKING:
-    from sae_mlflow.train import Trainer
-
-
-@dataclass
-class EpochSoFar:
-    """How far a training is within an epoch: with the `Trainer`'s own, all there is to go on."""
-
-    epoch: int
-    """Counted from 1."""
-    order: Tensor | None = None
-    """State of the generator that the epoch's order was drawn with."""
-    batches: int = 0
-    """Of that order, which were trained on."""
-    rate: float = 0.0
-    """Learning rate of the last step."""
-    tally: Tally = field(default_factory=Tally)
-    seconds: float = 0.0
-    part_tally: Tally = field(default_factory=Tally)
-    """As it was when the last part of the epoch was recorded."""
-    part_seconds: float = 0.0
+from sae_mlflow.train import Trainer
 
 
 @dataclass(frozen=True)
@@ -47,7 +27,7 @@ class Unfit(ValueError):
     """A state that isn't this trainer's, or no good."""
 
 
-def state_of(trainer: "Trainer") -> TrainerState:
+def state_of(trainer: Trainer) -> TrainerState:
     """Weights, buffers, optimizer, dead-latent counters, generators, schedule, the epoch so far."""
     so_far = trainer.so_far
     tensors = _weights(trainer) | {"silent_tokens": trainer.silent_tokens}
@@ -79,7 +59,7 @@ def state_of(trainer: "Trainer") -> TrainerState:
     return TrainerState(tensors | random_tensors, numbers)
 
 
-def restore(trainer: "Trainer", state: TrainerState) -> None:
+def restore(trainer: Trainer, state: TrainerState) -> None:
     """Put a state into a trainer that was made with the same settings, and hasn't begun.
 
     Raises:
@@ -122,13 +102,13 @@ def _finite(values: Tensor) -> bool:
     return bool(least.isfinite() and largest.isfinite())
 
 
-def _weights(trainer: "Trainer") -> dict[str, Tensor]:
+def _weights(trainer: Trainer) -> dict[str, Tensor]:
     """The SAE's parameters and buffers as they lie in memory: the encoder `[d_sae, d_in]`."""
     weights = {f"sae.{name}": value for name, value in trainer.sae.state_dict().items()}
     return weights | {"sae.W_enc": trainer.encoder_rows}
 
 
-def _check(trainer: "Trainer", state: TrainerState) -> None:
+def _check(trainer: Trainer, state: TrainerState) -> None:
     wanted = _weights(trainer) | {"silent_tokens": trainer.silent_tokens}
     for name, value in wanted.items():
         found = state.tensors.get(name)
@@ -139,7 +119,7 @@ def _check(trainer: "Trainer", state: TrainerState) -> None:
             raise Unfit(f"its weights are no numbers: {name} has NaN or infinity")
 
 
-def _restore_optimizer(trainer: "Trainer", state: TrainerState) -> None:
+def _restore_optimizer(trainer: Trainer, state: TrainerState) -> None:
     """By torch's own `load_state_dict`, which knows on which device each part has to be."""
     optimizer, named = trainer.optimizer, trainer.optimized
     names = {id(parameter): name for name, parameter in named.items()}
@@ -158,7 +138,7 @@ def _restore_optimizer(trainer: "Trainer", state: TrainerState) -> None:
     optimizer.load_state_dict(optimizer.state_dict() | {"state": kept})
 
 
-def _tally(trainer: "Trainer", prefix: str, tokens: int, tensors: dict[str, Tensor]) -> Tally:
+def _tally(trainer: Trainer, prefix: str, tokens: int, tensors: dict[str, Tensor]) -> Tally:
     device = trainer.sae.W_dec.device
     return Tally.of(
         tokens,

@@ -97,7 +97,8 @@ def postgres() -> Iterator[Postgres]:
 @pytest.fixture
 def tiny_settings(tiny_model: Path, text_file: Path) -> Callable[..., "object"]:
     """`tiny_settings("model.layers=1,2", ...)`: settings of a training on the tiny model."""
-    from sae_mlflow.config import Settings, parse_set
+    from sae_mlflow.config import Settings
+    from sae_mlflow.config_set import parse_set
 
     def make(*overrides: str) -> Settings:
         data = tiny_data(tiny_model, text_file)

@@ -2,7 +2,7 @@
 
 import torch
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.sae import Batch, build_sae
 
 D_IN, D_OUT, D_SAE, BATCH = 10, 7, 96, 37

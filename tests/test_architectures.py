@@ -7,7 +7,7 @@ from random_saes import D_IN, D_OUT, D_SAE, assert_agree, gradients, made
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.errors import UserError
 from sae_mlflow.sae import Batch, build_sae, sae_from_config, sparse
 

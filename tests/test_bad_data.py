@@ -19,7 +19,8 @@ from sae_mlflow import load_sae
 from sae_mlflow.activations.harvest import fill_activations
 from sae_mlflow.activations.layer import LayerActivations, open_activations
 from sae_mlflow.checkpoint import read_facts
-from sae_mlflow.config import Settings, load_settings
+from sae_mlflow.config import Settings
+from sae_mlflow.config_load import load_settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.history import read_history, write_history
 from sae_mlflow.lm.files import weights_hash

@@ -6,7 +6,8 @@ import torch
 from random_saes import BATCH, assert_agree, made
 from synthetic import Synthetic, World
 
-from sae_mlflow.config import SAESettings, TrainSettings
+from sae_mlflow.config_sae import SAESettings
+from sae_mlflow.config_train import TrainSettings
 from sae_mlflow.errors import UserError
 from sae_mlflow.sae import Batch, build_sae, sae_from_config, sparse
 from sae_mlflow.train import Trainer, train

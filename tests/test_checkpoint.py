@@ -28,7 +28,8 @@ from sae_mlflow.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
-from sae_mlflow.config import SAESettings, TrainSettings
+from sae_mlflow.config_sae import SAESettings
+from sae_mlflow.config_train import TrainSettings
 from sae_mlflow.errors import UserError
 from sae_mlflow.optimizers import check_optimizer
 from sae_mlflow.records import EpochRecord, StepRecord, WithinEpochRecord

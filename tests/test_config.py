@@ -7,8 +7,10 @@ import yaml
 
 from sae_mlflow import architectures
 from sae_mlflow.commands.train import train_command
-from sae_mlflow.config import Settings, load_settings, parse_set, setting_docs
+from sae_mlflow.config import Settings
 from sae_mlflow.config_files import find_config
+from sae_mlflow.config_load import load_settings, setting_docs
+from sae_mlflow.config_set import parse_set
 from sae_mlflow.errors import UserError
 from sae_mlflow.lm.sites import sites
 from sae_mlflow.plots.choice import parse_layers

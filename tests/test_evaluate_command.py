@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sae_mlflow.__main__ import main
-from sae_mlflow.config import load_settings
+from sae_mlflow.config_load import load_settings
 from sae_mlflow.evaluation import runs as evaluated_runs
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display

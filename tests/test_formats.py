@@ -10,7 +10,8 @@ from fontTools.ttLib import TTFont
 from plot_store import MODEL, STEM, history
 from pypdf import PdfReader
 
-from sae_mlflow.config import load_settings, parse_set
+from sae_mlflow.config_load import load_settings
+from sae_mlflow.config_set import parse_set
 from sae_mlflow.errors import UserError
 from sae_mlflow.plot import plot_all_layers_comparison, plot_sae_training_history
 from sae_mlflow.plots.formats import parse_formats

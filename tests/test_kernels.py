@@ -13,7 +13,8 @@ import pytest
 import torch
 from random_codes import ragged, random, rows_of, with_ties
 
-from sae_mlflow.sae import cpu, kernels
+from sae_mlflow.sae import kernels
+from sae_mlflow.sae.kernels import cpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

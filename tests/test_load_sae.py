@@ -10,6 +10,7 @@ from saved_saes import CASES, saved
 
 import sae_mlflow
 from sae_mlflow import load_sae
+from sae_mlflow.architectures import StoredKind, parse_stored, stored_names
 from sae_mlflow.errors import UserError
 from sae_mlflow.formats.sae_files import FORMATS, export_sae, read_stored
 
@@ -17,6 +18,15 @@ from sae_mlflow.formats.sae_files import FORMATS, export_sae, read_stored
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "sae"
+
+
+def test_a_stored_name_says_its_codes_and_what_they_are_for():
+    assert parse_stored("topk") == StoredKind("topk", transcodes=False, skip=False)
+    assert parse_stored("topk_transcoder") == StoredKind("topk", transcodes=True, skip=False)
+    assert parse_stored("topk_skip_transcoder") == StoredKind("topk", transcodes=True, skip=True)
+    assert parse_stored("my_skip") == StoredKind("my_skip", transcodes=False, skip=False)
+    for name in (*stored_names(), "my_skip"):
+        assert parse_stored(name).name == name
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pulled_plug import PullsThePlug
 
-from sae_mlflow.config import load_settings
+from sae_mlflow.config_load import load_settings
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.tracking.store import Store
 

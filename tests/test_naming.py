@@ -138,48 +138,6 @@ def test_layers_are_ordered_by_number():
     assert sorted(labels, key=naming.layer_order) == expected
 
 
-@pytest.mark.parametrize(
-    ("layer", "hook"),
-    [
-        (10, "blocks.10.hook_resid_post"),
-        ("layers.4.mlp", "blocks.4.hook_mlp_out"),
-        ("layers.4.self_attn", "blocks.4.hook_attn_out"),
-        ("layers.4.mlp.down_proj", "layers.4.mlp.down_proj"),
-        ("layers.4:input", "blocks.4.hook_resid_pre"),
-        ("layers.4.mlp:input", "blocks.4.ln2.hook_normalized"),
-        ("layers.4.self_attn:input", "blocks.4.ln1.hook_normalized"),
-        ("layers.4.mlp.down_proj:input", "layers.4.mlp.down_proj:input"),
-    ],
-)
-def test_saelens_gets_the_name_that_it_uses(layer, hook):
-    assert naming.sae_lens_hook(layer) == hook
-
-
-GEMMA = {"post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"}
-OLMO = {"post_attention_layernorm", "post_feedforward_layernorm"}
-
-
-@pytest.mark.parametrize(
-    ("layer", "llama", "gemma", "olmo"),
-    [
-        (4, "hook_resid_post", "hook_resid_post", "hook_resid_post"),
-        ("layers.4:input", "hook_resid_pre", "hook_resid_pre", "hook_resid_pre"),
-        ("layers.4.mlp", "hook_mlp_out", None, None),
-        ("layers.4.self_attn", "hook_attn_out", None, None),
-        ("layers.4.post_attention_layernorm", None, "hook_attn_out", "hook_attn_out"),
-        ("layers.4.post_feedforward_layernorm", None, "hook_mlp_out", "hook_mlp_out"),
-        ("layers.4.mlp:input", "ln2.hook_normalized", "ln2.hook_normalized", None),
-        ("layers.4.self_attn:input", "ln1.hook_normalized", "ln1.hook_normalized", None),
-    ],
-)
-def test_saelens_hooks_are_behind_a_blocks_last_norms(layer, llama, gemma, olmo):
-    """As `transformer_lens/components/transformer_block.py` has them."""
-    blocks = ((llama, {"post_attention_layernorm"}), (gemma, GEMMA), (olmo, OLMO))
-    for hook, modules in blocks:
-        expected = f"blocks.4.{hook}" if hook else naming.hookpoint(layer)
-        assert naming.sae_lens_hook(layer, modules) == expected
-
-
 def test_numbers_in_a_text_are_ordered_as_numbers():
     in_order = ["", "10", "sae.k=8", "sae.k=32", "sae.k=128", "topk", "topk · sae.k=1e-3"]
     in_order += ["topk · sae.k=0.02", "topk · sae.k=0.1", "topk · sae.k=unset"]

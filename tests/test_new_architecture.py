@@ -9,7 +9,8 @@ import torch
 from random_saes import assert_agree, gradients, made
 
 from sae_mlflow import architectures, load_sae
-from sae_mlflow.config import Settings, load_settings
+from sae_mlflow.config import Settings
+from sae_mlflow.config_load import load_settings
 from sae_mlflow.formats.sae_files import save_sae
 from sae_mlflow.lm.sites import Site, sites
 from sae_mlflow.pipeline import run_training

@@ -22,7 +22,8 @@ from faults.outages import (
 )
 from faults.tracking_server import TrackingServer
 
-from sae_mlflow.config import Settings, parse_set
+from sae_mlflow.config import Settings
+from sae_mlflow.config_set import parse_set
 from sae_mlflow.errors import OutOfReach, UserError
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display

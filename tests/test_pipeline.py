@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from sae_mlflow import load_sae
-from sae_mlflow.config import load_settings
+from sae_mlflow.config_load import load_settings
 from sae_mlflow.history import read_history
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display

@@ -26,7 +26,9 @@ from sae_mlflow import load_sae, naming
 from sae_mlflow.activations import cache
 from sae_mlflow.activations.store import ActivationFiles
 from sae_mlflow.activations.verification import verify_cache
-from sae_mlflow.config import Settings, TextSettings, load_settings, parse_set, setting_docs
+from sae_mlflow.config import Settings, TextSettings
+from sae_mlflow.config_load import load_settings, setting_docs
+from sae_mlflow.config_set import parse_set
 from sae_mlflow.errors import UserError
 from sae_mlflow.formats.sae_files import FORMATS, export_sae, read_stored
 from sae_mlflow.history import REQUIRED_KEYS, check_history, read_history, restored, write_history

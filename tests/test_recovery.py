@@ -5,7 +5,7 @@ import torch
 from recovery import ARCHITECTURES, WORLDS, found
 from synthetic import Synthetic, World, recovery
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.sae import build_sae
 
 

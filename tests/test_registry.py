@@ -16,7 +16,9 @@ from saved_saes import change_config, saved
 
 from sae_mlflow import __main__ as cli
 from sae_mlflow import load_sae
-from sae_mlflow.config import Settings, load_settings, parse_set, setting_docs
+from sae_mlflow.config import Settings
+from sae_mlflow.config_load import load_settings, setting_docs
+from sae_mlflow.config_set import parse_set
 from sae_mlflow.errors import UserError
 from sae_mlflow.naming import registered_name, sanitise
 from sae_mlflow.pipeline import run_training

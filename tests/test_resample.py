@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sae_mlflow.config import SAESettings, TrainSettings
+from sae_mlflow.config_sae import SAESettings
+from sae_mlflow.config_train import TrainSettings
 from sae_mlflow.sae import Batch, build_sae
 from sae_mlflow.sae.resample import draw_tokens, resample
 from sae_mlflow.train import Trainer

@@ -6,7 +6,8 @@ import pytest
 import torch
 from random_saes import assert_agree, gradients, made
 
-from sae_mlflow.sae import Batch, kernels, sparse, support, tiled_support, tiles
+from sae_mlflow.sae import Batch, kernels, sparse, support, tiled_support
+from sae_mlflow.sae.kernels import tiles
 from sae_mlflow.sae.select import Above, BatchTopK, TopK
 from sae_mlflow.sae.support import DenseSupport, SparseSupport
 from sae_mlflow.sae.tiled_support import TiledSupport
@@ -271,11 +272,11 @@ def test_a_sparse_support_says_what_the_dense_one_says(codes):
     assert torch.equal(support.transposed_times(values, acts), every.transposed_times(dense, acts))
     expected = every.sampled(acts, rows)[support.tokens, support.latents]
     assert torch.equal(support.sampled(acts, rows), expected)
-    *made, dots = support.reconstruct(values, rows, rows[1], acts)
-    *wanted, every_dot = every.reconstruct(dense, rows, rows[1], acts)
-    assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True))
-    assert torch.equal(dots, every_dot[support.tokens, support.latents])
-    assert torch.equal(made[1], dense @ rows + rows[1] - acts)
+    recon, error, missed, dots = support.reconstruct(values, rows, rows[1], acts)
+    assert torch.equal(recon, dense @ rows + rows[1])
+    assert torch.equal(error, recon - acts)
+    assert torch.equal(missed, error.double().square().sum(dim=1))
+    assert torch.equal(dots, (error @ rows.t())[support.tokens, support.latents])
 
 
 @pytest.mark.parametrize("ways", ["compiled", "standard operators"])

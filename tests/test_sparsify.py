@@ -13,7 +13,7 @@ import torch
 from peers import peer
 from random_saes import D_IN, D_SAE, assert_agree, gradients, made
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.sae import Batch, build_sae
 
 pytestmark = pytest.mark.usefixtures("one_thread")

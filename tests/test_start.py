@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.sae import Batch, build_sae
 from sae_mlflow.sae.start import best_length, firing_bounds
 

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from sae_mlflow import load_sae
 from sae_mlflow.__main__ import main
 from sae_mlflow.activations import cache
-from sae_mlflow.config import ModelSettings, TextSettings, load_settings, parse_set
+from sae_mlflow.config import ModelSettings, TextSettings
+from sae_mlflow.config_load import load_settings
+from sae_mlflow.config_set import parse_set
 from sae_mlflow.density import read_density_table
 from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.stored_settings import stored_settings

@@ -10,7 +10,7 @@ from plot_store import add_layer, add_parent, history, new_experiment
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from sae_mlflow.config import load_settings
+from sae_mlflow.config_load import load_settings
 from sae_mlflow.density import density_table, read_density_table, write_density_table
 from sae_mlflow.errors import UserError
 from sae_mlflow.pipeline import run_training

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sae_mlflow.sae import kernels, tile_above, tiles
+from sae_mlflow.sae import kernels
+from sae_mlflow.sae.kernels import tile_above, tiles
 from sae_mlflow.sae.support import SparseSupport, Support
 from sae_mlflow.sae.tiled_support import TiledSupport, sparse_support
 

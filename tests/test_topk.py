@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.errors import UserError
 from sae_mlflow.sae import Batch, Sizes, build_sae
 from sae_mlflow.sae.topk import TopKSAE

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from sae_mlflow.config import SAESettings, TrainSettings
+from sae_mlflow.config_sae import SAESettings
+from sae_mlflow.config_train import TrainSettings
 from sae_mlflow.errors import UserError
 from sae_mlflow.metrics import fvu
 from sae_mlflow.sae import Batch, Sizes, build_sae

@@ -45,7 +45,7 @@ def installed(tmp_path):
     shutil.copytree(Path(sae_mlflow.__file__).parent, package, ignore=ignored)
     home = tmp_path / "home"
     home.mkdir()
-    closed = [home, package / "sae"]
+    closed = [home, package / "sae" / "kernels"]
     for folder in closed:
         folder.chmod(0o555)
     yield package.parent, home
@@ -77,10 +77,16 @@ def test_kernels_that_cant_be_kept_are_compiled_all_the_same_and_that_is_said_on
     assert said.count("compiled kernels can't be kept") == said.count("NUMBA_CACHE_DIR") == 1
 
 
-def test_kernels_are_kept_in_this_projects_cache_where_numba_has_no_place(installed, tmp_path):
-    compiled, said = run(installed, "one kernel", SAE_MLFLOW_CACHE=str(tmp_path / "ours"))
-    assert (compiled, said) == ("True", "")
-    assert list((tmp_path / "ours" / "numba").rglob("*.nbc"))
+def test_kernels_are_kept_in_this_projects_cache_until_one_of_them_changes(installed, tmp_path):
+    """Where numba has no place. A change in another kernel's file isn't seen by numba itself."""
+    kept = []
+    for change in ("", "", "# changed\n"):
+        with (installed[0] / "sae_mlflow" / "sae" / "kernels" / "loops.py").open("a") as loops:
+            loops.write(change)
+        compiled, said = run(installed, "one kernel", SAE_MLFLOW_CACHE=str(tmp_path / "ours"))
+        assert (compiled, said) == ("True", "")
+        kept.append({file.name for file in (tmp_path / "ours" / "numba").rglob("*.nbc")})
+    assert kept[0] == kept[1] < kept[2] and len(kept[2]) == 2 * len(kept[0]) > 0
 
 
 def test_without_numba_standard_operators_do_it_and_that_is_said_once(installed):

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from faults.spoiled import BadInput, Spoiled
-from sae_mlflow.config import setting_docs
+from sae_mlflow.config_load import setting_docs
 
 NONSENSE = ({"a": [1]}, "nonsense?", -7, [[]])
 OPTIONS = (

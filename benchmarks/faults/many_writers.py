@@ -19,7 +19,7 @@ Query = Callable[[str], list[tuple]]
 _GIVE_UP_SECONDS = 500
 _TRAIN_AT_ONCE = """
 import os, sys, time, traceback
-from sae_mlflow.config import load_settings
+from sae_mlflow.config_load import load_settings
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.reporting.display import Display
 

@@ -4,7 +4,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import typer
 
-from sae_mlflow.config import Settings, setting_docs
+from sae_mlflow.config import Settings
+from sae_mlflow.config_load import setting_docs
 
 
 def settings_command() -> None:

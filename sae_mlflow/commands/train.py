@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from sae_mlflow.commands.cli import TRACKING_URI
-from sae_mlflow.config import load_settings, parse_set
+from sae_mlflow.config_load import load_settings
+from sae_mlflow.config_set import parse_set
 from sae_mlflow.errors import UserError
 from sae_mlflow.naming import parse_layers
 from sae_mlflow.stopping import Stopped, Stopping

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from sae_mlflow.config import Settings, load_settings
+from sae_mlflow.config import Settings
 from sae_mlflow.config_files import read_yaml
+from sae_mlflow.config_load import load_settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.lm.remote_code import SETTING
 

@@ -23,7 +23,10 @@ WEIGHTS_FILE = "sae_weights.safetensors"
 CHECKSUM = "sha256"
 """In a config: of the weights and of the config itself. SAELens ignores it, and writes none."""
 
-KNOWN_TO_SAE_LENS = (*AUTOENCODERS, "jumprelu_transcoder", "jumprelu_skip_transcoder")
+# SAELens' ReLU transcoders, which are JumpReLU transcoders of threshold 0.
+_RELU = {"transcoder": "jumprelu_transcoder", "skip_transcoder": "jumprelu_skip_transcoder"}
+
+KNOWN_TO_SAE_LENS = (*AUTOENCODERS, *_RELU.values())
 
 # The SAELens release whose layout this is; a config that names none is taken for one before 6.
 SAE_LENS_VERSION = "6.54.12"
@@ -38,9 +41,6 @@ _OF_SAE_LENS_ALONE = {
     "rescale_acts_by_decoder_norm",
     CHECKSUM,
 }
-
-# SAELens' ReLU transcoders, which are JumpReLU transcoders of threshold 0.
-_RELU = {"transcoder": "jumprelu_transcoder", "skip_transcoder": "jumprelu_skip_transcoder"}
 
 
 def refusal(stored: StoredSAE) -> str | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from sae_mlflow.architectures import StoredKind
 from sae_mlflow.errors import UserError
 from sae_mlflow.formats import stored_sae
 from sae_mlflow.formats.stored_sae import StoredSAE
@@ -26,7 +27,7 @@ _NAMES = {
 def refusal(stored: StoredSAE) -> str | None:
     """Why sparsify can't open this one; None where it can."""
     d_in, d_out = stored.config["d_in"], stored.config.get("d_out", stored.config["d_in"])
-    if not stored.architecture.startswith("topk"):
+    if stored.kind.codes != "topk":
         return f"sparsify has no {stored.architecture}, only topk"
     if d_in != d_out:
         return f"sparsify's transcoders have d_out = d_in, this one has {d_out} and {d_in}"
@@ -43,7 +44,7 @@ def write(stored: StoredSAE, folder: Path) -> None:
         "k": stored.config["k"],
         "multi_topk": False,
         "skip_connection": "W_skip" in stored.weights,
-        "transcode": stored.architecture != "topk",
+        "transcode": stored.kind.transcodes,
         "d_in": d_in,
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -80,11 +81,10 @@ def read(folder: Path) -> StoredSAE:
         d_sae = d_in * stored_sae.whole_number(
             {"expansion_factor": 32} | config, "expansion_factor", file
         )
-    kind = "topk_transcoder" if transcodes else "topk"
     sizes = {"d_in": d_in, "d_sae": d_sae} | ({"d_out": d_in} if transcodes else {})
     return StoredSAE(
         {
-            "architecture": "topk_skip_transcoder" if skips else kind,
+            "architecture": StoredKind("topk", transcodes, skips).name,
             **sizes,
             "k": config.get("k", 32),
             "metadata": {},

@@ -10,12 +10,17 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from sae_mlflow import architectures, naming
 from sae_mlflow.activations.layer import LayerActivations
-from sae_mlflow.config import ModelSettings, Settings
+from sae_mlflow.architectures import (
+    STORED_AS_JUMPRELU,
+    StoredKind,
+    parse_stored,
+    stored_names,
+)
+from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.formats.place import place
-from sae_mlflow.lm.loading import block_modules
+from sae_mlflow.formats.sae_lens_hooks import hook_name
 from sae_mlflow.lm.sites import Site
 from sae_mlflow.sae import SAE, sae_from_config
 
@@ -25,7 +30,7 @@ AUTOENCODERS = ("standard", "topk", "jumprelu", "gated")
 
 def centres(architecture: str) -> bool:
     """Whether it subtracts `b_dec` from what it reads: `SAE.centre`, before one is built."""
-    return architecture != "crosscoder" and not architecture.endswith("_transcoder")
+    return architecture != "crosscoder" and not parse_stored(architecture).transcodes
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,10 @@ class StoredSAE:
     @property
     def architecture(self) -> str:
         return str(self.config["architecture"])
+
+    @property
+    def kind(self) -> StoredKind:
+        return parse_stored(self.architecture)
 
 
 def of_trained(sae: SAE, acts: LayerActivations, settings: Settings) -> StoredSAE:
@@ -64,27 +73,16 @@ def of_trained(sae: SAE, acts: LayerActivations, settings: Settings) -> StoredSA
 def _metadata(site: Site, settings: Settings) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "model_name": settings.model.label,
-        "hook_name": _sae_lens_hook(site.reads[0], settings.model),
+        "hook_name": hook_name(site.reads[0], settings.model),
         "trained_as": settings.sae.architecture,
         "hookpoints_in": list(site.reads),
         "hookpoints_out": list(site.writes),
     }
     if settings.sae.transcodes:
-        facts["hook_name_out"] = _sae_lens_hook(site.writes[0], settings.model)
-    if settings.sae.activation in architectures.STORED_AS_JUMPRELU:
+        facts["hook_name_out"] = hook_name(site.writes[0], settings.model)
+    if settings.sae.activation in STORED_AS_JUMPRELU:
         facts["k"] = settings.sae.k
     return facts
-
-
-def _sae_lens_hook(hookpoint: str, model: ModelSettings) -> str:
-    """Within a block only what the block is made of tells; where that isn't known any more, its own
-    name."""
-    if naming.is_block(hookpoint):
-        return naming.sae_lens_hook(hookpoint)
-    try:
-        return naming.sae_lens_hook(hookpoint, block_modules(model))
-    except UserError:
-        return hookpoint
 
 
 def build(stored: StoredSAE, file: Path) -> SAE:
@@ -98,11 +96,10 @@ def build(stored: StoredSAE, file: Path) -> SAE:
     """
     config, weights = stored.config, stored.weights
     check_architecture(stored.architecture, file)
-    transcodes = stored.architecture.endswith("_transcoder")
     # before memory is asked for: a wrong size may be any number
     _check_matrix("W_enc", ("d_in", "d_sae"), stored, file)
-    _check_matrix("W_dec", ("d_sae", "d_out" if transcodes else "d_in"), stored, file)
-    _check_hyperparameters(config, file)
+    _check_matrix("W_dec", ("d_sae", "d_out" if stored.kind.transcodes else "d_in"), stored, file)
+    _check_hyperparameters(stored, file)
     sae = sae_from_config(config)
     _check_weights(sae, weights, file)
     sae.load_state_dict(weights)
@@ -111,7 +108,7 @@ def build(stored: StoredSAE, file: Path) -> SAE:
 
 
 def check_architecture(architecture: object, file: Path) -> None:
-    names = architectures.stored_names()
+    names = stored_names()
     if architecture not in names:
         raise UserError(
             f"{file}: architecture {architecture!r} can't be read. Known: {known(names)}."
@@ -146,12 +143,13 @@ def _check_matrix(name: str, keys: tuple[str, str], stored: StoredSAE, file: Pat
         )
 
 
-def _check_hyperparameters(config: dict[str, Any], file: Path) -> None:
-    if config["architecture"].startswith("topk"):
+def _check_hyperparameters(stored: StoredSAE, file: Path) -> None:
+    config = stored.config
+    if stored.kind.codes == "topk":
         k = whole_number(config, "k", file)
         if k > config["d_sae"]:
             raise UserError(f"{file}: k = {k} is larger than d_sae = {config['d_sae']}.")
-    if config["architecture"] == "crosscoder":
+    if stored.kind.codes == "crosscoder":
         widths = config.get("widths")
         if not _are_widths(widths) or sum(widths) != config["d_in"]:
             raise UserError(

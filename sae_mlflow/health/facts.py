@@ -4,9 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sae_mlflow.architectures import TOPK_FAMILY, activation_of
 from sae_mlflow.tracking.contents import FINISHED, RUNNING
-
-_K_CODES = ("topk", "batchtopk", "matryoshka")
 
 
 @dataclass(frozen=True)
@@ -72,13 +71,12 @@ def facts_of(
         return None if value is None else round(value)
 
     architecture = str(params.get("sae.architecture") or "")
-    transcodes = architecture.endswith("transcoder")
-    codes = str(params.get("sae.codes") or "") if transcodes else architecture
+    codes = activation_of(architecture, codes=str(params.get("sae.codes") or ""))
     return Facts(
         architecture=architecture,
         d_in=whole("d_in"),
         d_sae=whole("d_sae"),
-        k=whole("sae.k") if codes in _K_CODES else None,
+        k=whole("sae.k") if codes in TOPK_FAMILY else None,
         target_l0=numbers.get("sae.target_l0") if codes == "jumprelu" else None,
         penalty=_penalty(codes, numbers),
         learning_rate=numbers.get("train.learning_rate"),
@@ -100,7 +98,7 @@ def facts_of(
 def _penalty(codes: str, numbers: Mapping[str, float | None]) -> tuple[str, float] | None:
     key = "sae.l0_coefficient" if codes == "jumprelu" else "sae.l1_coefficient"
     value = numbers.get(key)
-    return None if codes in _K_CODES or value is None else (key, value)
+    return None if codes in TOPK_FAMILY or value is None else (key, value)
 
 
 def _number(value: object) -> float | None:

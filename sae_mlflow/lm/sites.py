@@ -7,7 +7,6 @@ output (Paulo et al. 2025, arXiv 2501.18823); a crosscoder does all layers at on
 from dataclasses import dataclass
 
 from sae_mlflow import naming
-from sae_mlflow.architectures import TRANSCODERS
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 
@@ -42,8 +41,7 @@ def sites(settings: Settings) -> tuple[Site, ...]:
         _check_is_module(layer)
     if settings.sae.architecture == "crosscoder":
         return (_crosscoder(layers),)
-    transcoding = settings.sae.architecture in TRANSCODERS
-    return tuple(_of_layer(layer, transcoding) for layer in layers)
+    return tuple(_of_layer(layer, settings.sae.transcodes) for layer in layers)
 
 
 def _of_layer(layer: int | str, transcoding: bool) -> Site:

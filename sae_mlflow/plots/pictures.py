@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -82,10 +81,10 @@ def stem(model: str, layer: str = "", setting: str = "") -> str:
     whole = "_".join(parts)
     if len(whole) <= _LONGEST_STEM:
         return whole
-    longest = _LONGEST_STEM - len("-01234567")
+    longest = _LONGEST_STEM - naming.HASH_LENGTH
     model_part = parts[0][: longest - sum(len(part) + 1 for part in parts[1:2])]
     cut = "_".join([model_part, *parts[1:]])[:longest].rstrip("-._")
-    return f"{cut}-{sha256(whole.encode()).hexdigest()[:8]}"
+    return naming.told_apart(cut, whole)
 
 
 def distinct(stems: Iterable[str]) -> list[str]:

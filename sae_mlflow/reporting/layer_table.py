@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sae_mlflow.config import SAESettings, Settings
+from sae_mlflow.architectures import TOPK_FAMILY
+from sae_mlflow.config import Settings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.health.finding import Verdict
-from sae_mlflow.naming import ui_page
 from sae_mlflow.reporting.markdown import literal
+from sae_mlflow.tracking.contents import ui_page
 
 COLUMNS = (
     "layer",
@@ -74,13 +76,11 @@ def parent_note(settings: Settings, rows: Sequence[Row]) -> str:
 
 def _shown(sae: SAESettings) -> str:
     """The architecture and what sets its sparsity."""
-    match sae.activation:
-        case "topk" | "batchtopk" | "matryoshka":
-            return f"{sae.architecture}, k = {sae.k}"
-        case "jumprelu" if sae.target_l0:
-            return f"{sae.architecture}, target L0 = {sae.target_l0:g}"
-        case _:
-            return sae.architecture
+    if sae.activation in TOPK_FAMILY:
+        return f"{sae.architecture}, k = {sae.k}"
+    if sae.activation == "jumprelu" and sae.target_l0:
+        return f"{sae.architecture}, target L0 = {sae.target_l0:g}"
+    return sae.architecture
 
 
 def launcher_note(experiment_id: str, run_id: str, experiment: str) -> str:

@@ -10,7 +10,7 @@ from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.formats import sae_files
-from sae_mlflow.history import write_history
+from sae_mlflow.history import FILE_SUFFIX, write_history
 from sae_mlflow.plots.runs import draw_layer_run
 from sae_mlflow.registry import register_run
 from sae_mlflow.reporting.display import Display
@@ -150,7 +150,7 @@ def _layer_params(
 
 def _log_results(layer: Layer, scratch: Path) -> None:
     training, run, acts = layer.training, layer.run, layer.acts
-    file = scratch / f"{acts.site.label}_training_history.json"
+    file = scratch / f"{acts.site.label}{FILE_SUFFIX}"
     write_history(file, layer.log.history)
     run.log_file(file)
     if layer.sae is None:

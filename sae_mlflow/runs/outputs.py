@@ -12,7 +12,7 @@ from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError, reason_of
 from sae_mlflow.formats import sae_files
-from sae_mlflow.history import write_history
+from sae_mlflow.history import FILE_SUFFIX, write_history
 from sae_mlflow.plots.choice import Choice
 from sae_mlflow.plots.style import load_style
 from sae_mlflow.sae import SAE
@@ -69,7 +69,7 @@ def _write(
 ) -> None:
     label = acts.site.label
     folder.mkdir(parents=True, exist_ok=True)
-    write_history(folder / f"{label}_training_history.json", history)
+    write_history(folder / f"{label}{FILE_SUFFIX}", history)
     if sae is None:
         return
     sae_files.save_sae(sae, folder / f"{label}_sae", acts, settings)

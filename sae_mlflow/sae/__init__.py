@@ -4,8 +4,8 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-from sae_mlflow.architectures import ARCHITECTURES, stored_names
-from sae_mlflow.config import SAESettings
+from sae_mlflow.architectures import ARCHITECTURES, parse_stored, stored_names
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.sae.base import SAE
 from sae_mlflow.sae.batch import Batch, Reconstruction, Sizes, StepLoss
@@ -44,14 +44,14 @@ def sae_from_config(config: dict[str, Any]) -> SAE:
     stored = str(config["architecture"])
     if stored not in stored_names():
         raise UserError(f"architecture {stored!r} is not known. Known: {known(stored_names())}.")
-    kind = stored.removesuffix("_transcoder").removesuffix("_skip")
+    kind = parse_stored(stored)
     sizes = Sizes(
         d_in=config["d_in"],
         d_sae=config["d_sae"],
-        d_out=config["d_out"] if stored.endswith("_transcoder") else None,
-        skip=stored.endswith("_skip_transcoder"),
+        d_out=config["d_out"] if kind.transcodes else None,
+        skip=kind.skip,
     )
-    return _class_of(kind).from_config(config, sizes)
+    return _class_of(kind.codes).from_config(config, sizes)
 
 
 def _class_of(name: str) -> type[SAE]:

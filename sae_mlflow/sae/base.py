@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.architectures import StoredKind
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.errors import UserError
 from sae_mlflow.sae import kernels, sparse
 from sae_mlflow.sae.batch import Batch, Reconstruction, Sizes, StepLoss
@@ -131,14 +132,14 @@ class SAE(nn.Module, ABC):
         """Reconstruction `[..., d_out]` of activations `[..., d_in]`, taken as `encode` does."""
         x = tokens_of(acts, self.d_in, self.W_enc.dtype)
         latents, support = self.codes(x)
-        recon = self._decoded(latents, support, x)
+        recon = self._decoded(latents, support, x, self.W_dec)
         return recon.view(*acts.shape[:-1], self.d_out)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Reconstruction:
         """What it makes of x `[batch, d_in]` once it is trained."""
         latents, support = self.codes(x)
-        recon = self._decoded(latents, support, x)
+        recon = self._decoded(latents, support, x, self.W_dec)
         return Reconstruction(recon, support.l0(latents), support.fired(latents))
 
     # -- training one -------------------------------------------------------------------------
@@ -182,9 +183,7 @@ class SAE(nn.Module, ABC):
     @property
     def architecture(self) -> str:
         """Its name in a stored config."""
-        if not self.transcodes:
-            return self.kind
-        return f"{self.kind}_transcoder" if self.W_skip is None else f"{self.kind}_skip_transcoder"
+        return StoredKind(self.kind, self.transcodes, skip=self.W_skip is not None).name
 
     @torch.no_grad()
     def fold_scale(self, scale_in: Tensor, scale_out: Tensor) -> dict[str, Tensor]:
@@ -226,17 +225,13 @@ class SAE(nn.Module, ABC):
         """The pre-activations that a rule keeps, and where they belong; see `sparse.encode`."""
         return sparse.encode(x, self.W_enc, self.b_enc, self.centre, rule, silent_up_to)
 
-    def _decoded(
-        self, latents: Tensor, support: Support, x: Tensor, W_dec: Tensor | None = None
-    ) -> Tensor:
-        W_dec = self.W_dec if W_dec is None else W_dec
+    def _decoded(self, latents: Tensor, support: Support, x: Tensor, W_dec: Tensor) -> Tensor:
         return self._with_skip(sparse.decode(latents, support, W_dec, self.b_dec), x)
 
     def _reconstructed(
-        self, latents: Tensor, support: Support, batch: Batch, W_dec: Tensor | None = None
+        self, latents: Tensor, support: Support, batch: Batch, W_dec: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The reconstruction, detached, and its squared error, mean over tokens and dimensions."""
-        W_dec = self.W_dec if W_dec is None else W_dec
         if self.W_skip is None:
             return sparse.reconstruct(latents, support, W_dec, self.b_dec, batch.y)
         recon = self._decoded(latents, support, batch.x, W_dec)

@@ -48,11 +48,11 @@ class BatchTopKSAE(TopKSAE):
         pre_acts, support = self._kept(x, Above(bound))
         return pre_acts * (pre_acts > support.spread(bound)), support
 
-    def _missed(
+    def _reconstructed(
         self, latents: Tensor, support: Support, batch: Batch, W_dec: Tensor
     ) -> tuple[Tensor, Tensor]:
         self._follow(latents.detach())
-        return super()._missed(latents, support, batch, W_dec)
+        return super()._reconstructed(latents, support, batch, W_dec)
 
     def _follow(self, latents: Tensor) -> None:
         """Move the threshold towards the smallest latent that this batch kept."""

@@ -39,7 +39,7 @@ class CrosscoderSAE(StandardSAE):
         return torch.stack([part.norm(dim=1) for part in parts]).sum(dim=0)
 
     def _reconstructed(
-        self, latents: Tensor, support: Support, batch: Batch, W_dec: Tensor | None = None
+        self, latents: Tensor, support: Support, batch: Batch, W_dec: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The reconstruction, detached, and the sum of the layers' mean squared errors."""
         recon = self._decoded(latents, support, batch.x, W_dec)

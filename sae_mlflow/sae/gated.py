@@ -47,7 +47,7 @@ class GatedSAE(FittedStart, L1SAE):
     def loss(self, batch: Batch, dead: Tensor, sparsity_warmup: float = 1.0) -> StepLoss:
         gates, support = self._gates(batch.x)
         latents = self._latents(gates, support)
-        recon, missed = self._reconstructed(latents, support, batch)
+        recon, missed = self._reconstructed(latents, support, batch, self.W_dec)
         open_gates = gates.relu()
         decoder = self.W_dec.detach(), self.b_dec.detach()
         _, auxiliary = sparse.reconstruct(open_gates, support, *decoder, batch.y)

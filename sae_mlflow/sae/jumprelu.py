@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.sae.batch import Batch, Sizes, StepLoss
 from sae_mlflow.sae.select import Above
 from sae_mlflow.sae.start import FittedStart, firing_bounds
@@ -83,7 +83,7 @@ class JumpReLUSAE(FittedStart):
         nearby = Above(threshold - self.bandwidth / 2)
         pre_acts, support = self._kept(batch.x, nearby, silent_up_to=threshold)
         latents, n_fired = _Jump.apply(pre_acts, self.threshold, support, self.bandwidth)
-        recon, missed = self._reconstructed(latents, support, batch)
+        recon, missed = self._reconstructed(latents, support, batch, self.W_dec)
         l0 = n_fired / max(support.n_tokens, 1)
         miss = l0 if self.target_l0 is None else (l0 / self.target_l0 - 1).square()
         sparsity = self.l0_coefficient * sparsity_warmup * miss

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.sae.base import SAE
 from sae_mlflow.sae.batch import Sizes
 from sae_mlflow.sae.support import Support

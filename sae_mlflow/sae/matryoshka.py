@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.errors import UserError
 from sae_mlflow.sae import sparse
 from sae_mlflow.sae.batch import Batch, Sizes
@@ -48,9 +48,10 @@ class MatryoshkaSAE(BatchTopKSAE):
     def chosen_settings(self) -> dict[str, Any]:
         return super().chosen_settings() | {"prefixes": self.prefixes}
 
-    def _missed(
+    def _reconstructed(
         self, latents: Tensor, support: Support, batch: Batch, W_dec: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """The reconstruction, detached, and the mean over prefixes of their squared errors."""
         self._follow(latents.detach())
         recon, loss = _PrefixLoss.apply(latents, W_dec, self.b_dec, batch.y, support, self.prefixes)
         return recon, loss

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae import cpu_largest, kernels
+from sae_mlflow.sae import kernels
 
 
 class Picked(NamedTuple):
@@ -107,13 +107,15 @@ class BatchTopK:
                 parts.append(kernels.above(chunk, chunk.new_full(chunk.shape[1:], bound), bias))
             picked = _joined(parts)
             wanted = self.k * (len(picked.starts) - 1)
-            if len(picked.values) >= wanted or not bound:
-                return _largest(picked, wanted)
+            if len(picked.values) > wanted:
+                return Picked(*kernels.largest(*picked, wanted))
+            if len(picked.values) == wanted or not bound:
+                return picked
             bound = bound / 4 if 1e-3 < bound < math.inf else 0.0
 
     def masked(self, pre_acts: Tensor) -> Tensor:
         flat = pre_acts.detach().flatten()
-        kept = _is_largest(flat, self.k * pre_acts.shape[0]) & (flat > 0)
+        kept = kernels.is_largest(flat, self.k * pre_acts.shape[0]) & (flat > 0)
         return pre_acts * kept.view_as(pre_acts)
 
 
@@ -134,24 +136,3 @@ def _joined(parts: list[tuple[Tensor, Tensor, Tensor]]) -> Picked:
     starts = counts.new_zeros(len(counts) + 1)
     starts[1:] = counts.cumsum(0)
     return Picked(torch.cat([v for v, _, _ in parts]), torch.cat([i for _, i, _ in parts]), starts)
-
-
-def _largest(picked: Picked, wanted: int) -> Picked:
-    if len(picked.values) <= wanted:
-        return picked
-    if kernels.compiled(picked.values):
-        return Picked(*cpu_largest.largest(*picked, wanted))
-    places, starts = kernels.kept(_is_largest(picked.values, wanted), picked.starts)
-    values, latents = picked.values.index_select(0, places), picked.latents.index_select(0, places)
-    return Picked(values, latents, starts)
-
-
-def _is_largest(values: Tensor, n: int) -> Tensor:
-    """Which of the values `[m]` are the n largest; of equal ones at the border, the first."""
-    if n >= len(values):
-        return torch.ones_like(values, dtype=torch.bool)
-    border = kernels.nth_largest(values, n)
-    mask = values > border
-    ties = (values == border).nonzero().flatten()
-    mask[ties[: n - int(mask.sum())]] = True
-    return mask

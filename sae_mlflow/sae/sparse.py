@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from sae_mlflow.sae import kernels, tiles
+from sae_mlflow.sae import kernels
+from sae_mlflow.sae.kernels import tiles
 from sae_mlflow.sae.select import Above, Rule
-from sae_mlflow.sae.support import DenseSupport, Support
-from sae_mlflow.sae.tiled_support import pays, sparse_support, tiled_above
+from sae_mlflow.sae.support import DenseSupport, SparseSupport, Support
+from sae_mlflow.sae.tiled_support import TiledSupport, pays, sparse_support, tiled_above
 
 # Elements of a chunk of pre-activations (16 MB in float32): more falls out of the cache before it
 # is looked at, fewer rows make the product slower (its weights are packed again for each chunk).
@@ -180,7 +181,12 @@ class _Reconstruct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, latents: Tensor, W_dec: Tensor, b_dec: Tensor, y: Tensor, support: Support
+        ctx: Any,
+        latents: Tensor,
+        W_dec: Tensor,
+        b_dec: Tensor,
+        y: Tensor,
+        support: SparseSupport | TiledSupport,
     ) -> tuple[Tensor, Tensor]:
         recon, error, missed, dots = support.reconstruct(latents, W_dec, b_dec, y)
         ctx.support = support

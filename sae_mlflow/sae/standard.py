@@ -29,7 +29,7 @@ class StandardSAE(L1SAE):
 
     def loss(self, batch: Batch, dead: Tensor, sparsity_warmup: float = 1.0) -> StepLoss:
         latents, support = self.codes(batch.x)
-        recon, missed = self._reconstructed(latents, support, batch)
+        recon, missed = self._reconstructed(latents, support, batch, self.W_dec)
         sparsity = self.l1_penalty(latents, support, sparsity_warmup)
         return StepLoss(
             recon=recon,

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae import cpu, kernels, tile_products, tiles
+from sae_mlflow.sae import kernels
+from sae_mlflow.sae.kernels import cpu, tile_products, tiles
 
 # Codes of a latent within one tall tile, on average, from which on the weights' gradients gain
 # from them (at 4,096 x 3,072 x 384 half of their time).
@@ -78,20 +79,6 @@ class Support(ABC):
     def rescaled(self, values: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """`relu(value * scale + shift)` of values > 0; scale and shift are `[d_sae]`."""
         return (values * self.spread(scale) + self.spread(shift)).relu() * (values > 0)
-
-    def reconstruct(
-        self, values: Tensor, rows: Tensor, bias: Tensor, y: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The values' reconstruction of y with decoder rows and bias, and how it misses.
-
-        Returns:
-            recon `[batch, d]`; error `recon - y`; its squared length for each token, float64
-            `[batch]`; `error rows^T` where the support is, in the values' shape.
-        """
-        recon = self.times(values, rows) + bias
-        error = recon - y
-        missed = error.square().sum(dim=1, dtype=torch.float64)
-        return recon, error, missed, self.sampled(error, rows)
 
     def l0(self, latents: Tensor) -> Tensor:
         """Mean over tokens of the number of latents > 0."""
@@ -215,6 +202,13 @@ class SparseSupport(Support):
     def reconstruct(
         self, values: Tensor, rows: Tensor, bias: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The values' reconstruction of y with decoder rows and bias, and how it misses; only where
+        kernels are compiled.
+
+        Returns:
+            recon `[batch, d]`; error `recon - y`; its squared length for each token, float64
+            `[batch]`; `error rows^T` where the support is, in the values' shape.
+        """
         return cpu.reconstruct(values, self.latents, self.starts, rows, bias, y)
 
     def columns(self, first: int, end: int) -> tuple[Any, Support]:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae import kernels, tile_above, tile_codes, tile_products, tiles
+from sae_mlflow.sae import kernels
+from sae_mlflow.sae.kernels import tile_above, tile_codes, tile_products, tiles
 from sae_mlflow.sae.support import SparseSupport, Support
 
 # Codes of a latent within one tile, on average, from which on sorting by tiles pays.
@@ -62,6 +63,7 @@ class TiledSupport(Support):
     def reconstruct(
         self, values: Tensor, rows: Tensor, bias: Tensor, y: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As a `SparseSupport` does it."""
         return tile_products.reconstruct(values, self.codes, rows, bias, y)
 
     def jump(self, values: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_mlflow.config import SAESettings
+from sae_mlflow.config_sae import SAESettings
 from sae_mlflow.sae import sparse
 from sae_mlflow.sae.auxk import Revival
 from sae_mlflow.sae.base import SAE
@@ -68,7 +68,7 @@ class TopKSAE(SAE):
             batch.x, revival.W_enc, self.b_enc, self.centre, self.training_rule
         )
         latents = pre_acts.relu()
-        recon, missed = self._missed(latents, support, batch, revival.W_dec)
+        recon, missed = self._reconstructed(latents, support, batch, revival.W_dec)
         aux = revival.loss(self.centre, batch, recon, self.aux_k)
         total = missed + self.aux_k_coefficient * aux
         return StepLoss(
@@ -78,12 +78,6 @@ class TopKSAE(SAE):
             total=total,
             sparsity=total.new_zeros(()),
         )
-
-    def _missed(
-        self, latents: Tensor, support: Support, batch: Batch, W_dec: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The reconstruction, detached, and the loss of it."""
-        return self._reconstructed(latents, support, batch, W_dec)
 
     def hyperparameters(self) -> dict[str, Any]:
         return {"k": self.k}

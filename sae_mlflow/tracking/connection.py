@@ -13,9 +13,9 @@ from mlflow.utils.uri import is_models_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from sae_mlflow.errors import OutOfReach, UserError
-from sae_mlflow.naming import ui_page
 from sae_mlflow.tracking import reach
 from sae_mlflow.tracking.client import Client
+from sae_mlflow.tracking.contents import ui_page
 from sae_mlflow.tracking.models import Models
 from sae_mlflow.tracking.refusals import is_away
 

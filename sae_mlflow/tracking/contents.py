@@ -46,6 +46,15 @@ DIGEST_LENGTH = 16
 """Characters of a data set's digest that are kept."""
 
 
+def ui_page(experiment_id: str, run_id: str | None = None) -> str:
+    """The page of a run, or of an experiment's runs, relative to the MLflow UI's address.
+
+    Without the query the UI opens a view for traces, in which training runs can't be seen.
+    """
+    run = f"/{run_id}" if run_id else ""
+    return f"#/experiments/{experiment_id}/runs{run}?workflowType=machine_learning"
+
+
 def within_epoch(metrics: Mapping[str, float]) -> dict[str, float]:
     """Metrics of a part of an epoch, under their own keys."""
     return {f"{WITHIN_EPOCH}/{key}": value for key, value in metrics.items()}

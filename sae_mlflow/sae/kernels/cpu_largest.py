@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import array, inner
+from sae_mlflow.sae.kernels.jit import array, inner
 
 _BITS = {torch.float32: np.int32, torch.float64: np.int64}
 
@@ -19,11 +19,7 @@ _BITS = {torch.float32: np.int32, torch.float64: np.int64}
 def largest(
     values: Tensor, latents: Tensor, starts: Tensor, n: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The n largest of a ragged list's values, in its order; of equal ones at the border the first.
-
-    Args:
-        values: `[nnz]`, all > 0, at least n of them.
-    """
+    """The n largest of a ragged list's values `[nnz]`, in its order; see `kernels.largest`."""
     kept, kept_latents = values.new_empty(n + 1), latents.new_empty(n + 1)
     kept_starts = torch.empty_like(starts)
     bits = array(values).view(_BITS[values.dtype])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import array, inner, n_threads, parallel, prange
+from sae_mlflow.sae.kernels.jit import array, inner, n_threads, parallel, prange
 
 
 def topk(pre_acts: Tensor, k: int, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:

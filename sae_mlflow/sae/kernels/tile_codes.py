@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import array, n_threads, parallel, prange
-from sae_mlflow.sae.tiles import Tiles, shares
+from sae_mlflow.sae.kernels.jit import array, n_threads, parallel, prange
+from sae_mlflow.sae.kernels.tiles import Tiles, shares
 
 
 def spread(per_latent: Tensor, tiles: Tiles) -> Tensor:

@@ -11,16 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import (
-    add_rows,
-    array,
-    dots,
-    inner,
-    miss,
-    n_threads,
-    parallel,
-    prange,
-)
+from sae_mlflow.sae.kernels.jit import array, inner, n_threads, parallel, prange
+from sae_mlflow.sae.kernels.loops import add_rows, dots, miss
 
 
 def by_latent(latents: Tensor, starts: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:

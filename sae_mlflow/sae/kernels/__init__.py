@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae import cpu, cpu_above, cpu_topk
-from sae_mlflow.sae.compiled import AVAILABLE
+from sae_mlflow.sae.kernels import cpu, cpu_above, cpu_largest, cpu_topk
+from sae_mlflow.sae.kernels.jit import AVAILABLE
 
 _COMPILED = {torch.float32, torch.float64}
 
@@ -50,6 +50,31 @@ def nth_largest(values: Tensor, n: int) -> Tensor:
         # vectorised in NumPy: a sixth of the time of kthvalue
         return torch.from_numpy(np.partition(values.detach().numpy(), place)[place : place + 1])[0]
     return values.kthvalue(place + 1).values
+
+
+def is_largest(values: Tensor, n: int) -> Tensor:
+    """Which of the values `[m]` are the n largest; of equal ones at the border, the first."""
+    if n >= len(values):
+        return torch.ones_like(values, dtype=torch.bool)
+    border = nth_largest(values, n)
+    mask = values > border
+    ties = (values == border).nonzero().flatten()
+    mask[ties[: n - int(mask.sum())]] = True
+    return mask
+
+
+def largest(
+    values: Tensor, latents: Tensor, starts: Tensor, n: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The n largest of a ragged list's values, in its order; of equal ones at the border the first.
+
+    Args:
+        values: `[nnz]`, all > 0, at least n of them.
+    """
+    if compiled(values):
+        return cpu_largest.largest(values, latents, starts, n)
+    places, starts = kept(is_largest(values, n), starts)
+    return values.index_select(0, places), latents.index_select(0, places), starts
 
 
 def by_latent(latents: Tensor, starts: Tensor, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import array, inner, n_threads, parallel, prange, trailing_zeros
+from sae_mlflow.sae.kernels.jit import array, inner, n_threads, parallel, prange, trailing_zeros
+from sae_mlflow.sae.kernels.loops import ones
 
 
 def above(
@@ -34,15 +35,6 @@ def above(
     starts = (ends - counts).numpy()
     _gather(rows, biases, marks, starts, values.numpy(), latents.numpy(), threads)
     return values, latents, counts
-
-
-@inner
-def ones(word: Any) -> int:
-    n = 0
-    while word:
-        word &= word - np.uint64(1)  # without the lowest one; compiled to one instruction
-        n += 1
-    return n
 
 
 @inner

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import array, inner, n_threads, parallel, prange
+from sae_mlflow.sae.kernels.jit import array, inner, n_threads, parallel, prange
 
 HEIGHT = 128
 """Tokens in a tile, twice as many in large batches: their activations (786 kB at 768 dimensions)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import array, inner, n_threads, parallel, prange, trailing_zeros
-from sae_mlflow.sae.cpu_above import ones
-from sae_mlflow.sae.tiles import Tiles
+from sae_mlflow.sae.kernels.jit import array, inner, n_threads, parallel, prange, trailing_zeros
+from sae_mlflow.sae.kernels.loops import ones
+from sae_mlflow.sae.kernels.tiles import Tiles
 
 
 def above(

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_mlflow.sae.compiled import add_rows, array, dots, inner, miss, n_threads, parallel, prange
-from sae_mlflow.sae.tiles import Tiles, shares
+from sae_mlflow.sae.kernels.jit import array, inner, n_threads, parallel, prange
+from sae_mlflow.sae.kernels.loops import add_rows, dots, miss
+from sae_mlflow.sae.kernels.tiles import Tiles, shares
 
 
 def times(values: Tensor, tiles: Tiles, rows: Tensor) -> Tensor:
