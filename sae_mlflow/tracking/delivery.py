@@ -78,13 +78,15 @@ class Delivery:
         Args:
             limit: at most so many seconds; unset means as long as the store gets on with it.
         """
-        with self._changed:
-            patience = Patience(self._uri, limit)
-            while self.backlog.queue:
-                began = self._busy_since or time.monotonic()
-                if self.away or not patience.goes_on(self._changed, self.delivered, began):
-                    return False
-            return not self.away
+        patience = Patience(self._uri, limit)
+        while True:
+            with self._changed:
+                pause = patience.pause(self._busy_since)
+                if self._changed.wait_for(lambda: self.away or not self.backlog.queue, pause):
+                    return not self.away
+                progress, busy_since = self.delivered, self._busy_since
+            if patience.is_over(progress, busy_since):
+                return False
 
     def wait(self, seconds: float) -> bool:
         """Wait so long for the store to be back and have all that it takes; whether it has."""
