@@ -185,8 +185,7 @@ def test_a_file_that_has_gone_keeps_nothing_behind_it_off_the_disk(tmp_path):
             assert time.monotonic() < until
             backlog.write_again()
             time.sleep(0.01)
-        with backlog.changed:
-            backlog.remove(backlog.queue[:1])
+        backlog.remove(backlog.queue[:1])
         logging.join(timeout=5)
         assert not logging.is_alive()
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from sae_mlflow.tracking.journal import Entry, Journal
 from sae_mlflow.tracking.operations import (
@@ -73,7 +74,10 @@ class Backlog:
         with self.changed:
             return len(self.queue) + len(self.aside) + len(self.tasks)
 
-    # -- what has become of entries; with `changed` held ------------------------------------------
+    def open_tasks(self) -> list[Entry]:
+        """What is to be done by another, with the ids that the store has given."""
+        with self.changed:
+            return [replace(task, operation=self.real(task.operation)) for task in self.tasks]
 
     def remove(self, entries: Iterable[Entry], ids: Mapping[str, str] | None = None) -> None:
         """They are done, or never will be.
@@ -83,11 +87,14 @@ class Backlog:
         """
         entries = list(entries)
         numbers = {entry.number for entry in entries}
-        self.queue = [entry for entry in self.queue if entry.number not in numbers]
-        self.aside = [entry for entry in self.aside if entry.number not in numbers]
-        self.tasks = [entry for entry in self.tasks if entry.number not in numbers]
-        self._unwritten = [entry for entry in self._unwritten if entry.number not in numbers]
-        self._journal.done(entries, ids)
+        with self.changed:
+            self.queue = [entry for entry in self.queue if entry.number not in numbers]
+            self.aside = [entry for entry in self.aside if entry.number not in numbers]
+            self.tasks = [entry for entry in self.tasks if entry.number not in numbers]
+            self._unwritten = [each for each in self._unwritten if each.number not in numbers]
+            self._journal.done(entries, ids)
+
+    # -- what the store doesn't take; with `changed` held -----------------------------------------
 
     def remove_run(self, run_id: str) -> int:
         """A run takes no more: how many entries that leaves out."""
