@@ -28,7 +28,7 @@ def layer_run(store: Store, run_id: str) -> RunRow:
         UserError: there is no such run, or it trained no SAE itself.
     """
     row = store.find_run(run_id)
-    if row.tags.get("sae.role") != ROLE_LAYER:
+    if row.role != ROLE_LAYER:
         children = store.layer_runs(row.experiment_id, parent_id=run_id)
         hint = ", ".join(f"{child.run_id} ({child.layer})" for child in children)
         raise UserError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sae_mlflow import naming
 from sae_mlflow.errors import known
 from sae_mlflow.history import REQUIRED_KEYS
-from sae_mlflow.plots.choice import Choice, chosen_rows, finished_rows
+from sae_mlflow.plots.choice import Choice, chosen_rows
 from sae_mlflow.plots.drawing import Drawable
 from sae_mlflow.plots.homes import ALL_MODELS, Homes
 from sae_mlflow.plots.jobs import Job, carry_out, jobs_of
@@ -25,6 +25,7 @@ from sae_mlflow.plots.pictures import (
     overlay_pictures,
     stem,
 )
+from sae_mlflow.tracking.trainings import finished_rows
 
 if TYPE_CHECKING:  # pandas and mlflow take seconds to import
     from concurrent.futures import ProcessPoolExecutor

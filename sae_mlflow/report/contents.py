@@ -9,7 +9,8 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.health.stored import judge_run
 from sae_mlflow.history import restored
 from sae_mlflow.plots.pages import RunLink, run_links
-from sae_mlflow.tracking.contents import FINISHED, ROLE_LAYER, ROLE_SWEEP
+from sae_mlflow.tracking.contents import FINISHED
+from sae_mlflow.tracking.trainings import parent_of, rows_of_experiment, rows_of_parent
 
 if TYPE_CHECKING:  # pandas and mlflow take seconds to import
     import pandas as pd
@@ -103,8 +104,6 @@ def rows_of(store: "Store", experiment: str | None, run_id: str | None) -> list[
         UserError: there is no such experiment or run, the run isn't a parent or is another
             experiment's, or there are no SAE runs.
     """
-    from sae_mlflow.tracking.trainings import rows_of_experiment, rows_of_parent
-
     if run_id is not None:
         return rows_of_parent(store, _parent(store, experiment, run_id))
     assert experiment is not None
@@ -151,17 +150,9 @@ def pictured(rows: Sequence["RunRow"]) -> list[list["RunRow"]]:
 
 
 def _parent(store: "Store", experiment: str | None, run_id: str) -> "RunRow":
-    row = store.find_run(run_id)
-    role = row.tags.get("sae.role")
-    if role == ROLE_LAYER and row.parent_id:
-        raise UserError(
-            f"Run {run_id} ({row.name}) is one layer's. Give its parent: --run {row.parent_id}."
-        )
-    if role != ROLE_SWEEP:
-        raise UserError(
-            f"Run {run_id} ({row.name}) is no training's parent. Give one that is, or leave --run "
-            "away for all of --experiment."
-        )
+    row = parent_of(store, run_id)
+    if row.run_id != run_id:
+        raise UserError(f"Run {run_id} is one layer's. Give its parent: --run {row.run_id}.")
     theirs = store.experiment_name(row.experiment_id)
     if experiment and theirs != experiment:
         raise UserError(

@@ -20,7 +20,7 @@ from sae_mlflow.runs.health import LayerFailed
 from sae_mlflow.runs.later import layer_pictures, now_or_later, registration
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import build_sae
-from sae_mlflow.tracking.contents import DERIVED_PARAM, ROLE_LAYER, SAE_FOLDER
+from sae_mlflow.tracking.contents import DERIVED_PARAM, ROLE_LAYER, ROLE_TAG, SAE_FOLDER
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.process import process_tags
 from sae_mlflow.train import Trainer
@@ -92,7 +92,7 @@ def _report_giants(display: Display, acts: LayerActivations) -> None:
 def _open_layer_run(training: Training, parent: OpenRun, acts: LayerActivations) -> OpenRun:
     settings, site = training.settings, acts.site
     tags = {
-        "sae.role": ROLE_LAYER,
+        ROLE_TAG: ROLE_LAYER,
         "sae.model": settings.model.label,
         "sae.layer": site.label,
         "sae.hookpoint": ",".join(site.writes),
