@@ -17,7 +17,6 @@ from sae_mlflow.evaluation.layers import evaluate_layers
 from sae_mlflow.lm.loading import check_model, load_tokenizer, resolve_device
 from sae_mlflow.memory import keep_freed_memory
 from sae_mlflow.optimizers import check_optimizer
-from sae_mlflow.plots.runs import draw_parent
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.layer_table import Row, parent_note
 from sae_mlflow.reporting.stopwatch import Stopwatch
@@ -220,11 +219,7 @@ def _finish(training: Training, parent: OpenRun) -> None:
     """What is only there once all layers have trained: overlays, and where the time went."""
     if training.settings.plots.after_training:
         with training.clock.stage("plot"), drawing(training.display, "all layers"):
-            now_or_later(
-                training,
-                parent_pictures(training, parent.run_id),
-                lambda store: draw_parent(store, parent.run_id, training.pictures),
-            )
+            now_or_later(training, parent_pictures(training, parent.run_id))
     with training.clock.stage("log"):
         complete_mirrors(training)
     seconds = {stage: round(value, 3) for stage, value in training.clock.seconds.items()}

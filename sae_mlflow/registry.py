@@ -11,31 +11,15 @@ from sae_mlflow.architectures import TRANSCODERS
 from sae_mlflow.errors import OutOfReach, UserError, known
 from sae_mlflow.formats.sae_files import load_sae
 from sae_mlflow.history import restored
-from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP, SAE_FOLDER, RunRow
+from sae_mlflow.tracking.contents import SAE_FOLDER, RunRow
 from sae_mlflow.tracking.models import REGISTERED_MODEL
 from sae_mlflow.tracking.store import Store
+from sae_mlflow.tracking.trainings import layer_run
 
 BEST = "best"
 _MODEL_SETTING = "model.name"
 _TOO_DENSE = "Raise --max-l0, or train a sparser SAE."
 _NEEDED = ("sae-mlflow", "mlflow", "torch", "numpy", "safetensors")
-
-
-def layer_run(store: Store, run_id: str) -> RunRow:
-    """A run that holds an SAE.
-
-    Raises:
-        UserError: there is no such run, or it trained no SAE itself.
-    """
-    row = store.find_run(run_id)
-    if row.tags.get("sae.role") != ROLE_LAYER:
-        children = store.layer_runs(row.experiment_id, parent_id=run_id)
-        hint = ", ".join(f"{child.run_id} ({child.layer})" for child in children)
-        if not hint:
-            is_training = row.tags.get("sae.role") == ROLE_SWEEP
-            hint = "none of this training's has finished" if is_training else "it has none"
-        raise UserError(f"Run {run_id} ({row.name}) holds no SAE. Give a layer's run: {hint}.")
-    return row
 
 
 def register_run(store: Store, run_id: str, folder: Path | None = None) -> tuple[str, bool]:

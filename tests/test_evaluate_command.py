@@ -143,7 +143,7 @@ def test_what_cannot_be_evaluated_is_said_in_a_sentence(command, store, runs):
     status, _, error = command("--run", run_id, "--latent", 128)
     assert status == 2 and "--latent 128: this SAE has latents 0..127." in error
     other = store.open_run(runs["layer1"].experiment_id, "note", {})
-    assert "is no training of an SAE" in command("--run", other.run_id)[2]
+    assert "is no training of SAEs. Give the parent run of one" in command("--run", other.run_id)[2]
     running = store.open_run(runs["layer1"].experiment_id, "r", {"sae.role": "layer"})
     assert "is RUNNING: only finished runs" in command("--run", running.run_id)[2]
     for run in (other, running):

@@ -175,7 +175,7 @@ def test_a_file_that_has_gone_keeps_nothing_behind_it_off_the_disk(tmp_path):
         weights = Operation("file", "r", {"folder": None}, tmp_path / "weights")
         logging = threading.Thread(target=backlog.add, args=[weights], daemon=True)
         logging.start()
-        while not backlog.queue:
+        while not backlog.n_queued:
             time.sleep(0.01)
         backlog.add(tags(1))
         (tmp_path / "weights").unlink()
@@ -185,8 +185,7 @@ def test_a_file_that_has_gone_keeps_nothing_behind_it_off_the_disk(tmp_path):
             assert time.monotonic() < until
             backlog.write_again()
             time.sleep(0.01)
-        with backlog.changed:
-            backlog.remove(backlog.queue[:1])
+        backlog.remove(backlog.first(1))
         logging.join(timeout=5)
         assert not logging.is_alive()
 

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,10 @@ from sae_mlflow.registry import promote, register_run
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.runs import layer as layer_run
+from sae_mlflow.runs.later import now_or_later, registration
 from sae_mlflow.runs.training import Training
+from sae_mlflow.tracking.journalled import JournalledStore
+from sae_mlflow.tracking.operations import is_pending
 from sae_mlflow.tracking.store import Store
 
 
@@ -330,13 +334,44 @@ def test_register_is_a_setting_like_any_other(tmp_path, monkeypatch):
         load_settings("a.yaml", parse_set("register=maybe"))
 
 
-def test_a_registry_that_refuses_costs_a_warning_alone(store, trained, capsys, monkeypatch, home):
-    run = store.reopen(trained())
-    training = Training(Settings(), store, "e", "0", Display(), Stopwatch(), torch.device("cpu"))
-    layer_run._register(training, run, home / "nowhere")
+@pytest.fixture
+def journalled(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # as a training sets it
+    journalled = JournalledStore(f"{store.uri}?timeout=0.1", print)
+    yield journalled
+    journalled.close()
+
+
+def training_in(store):
+    return Training(Settings(), store, "e", "0", Display(), Stopwatch(), torch.device("cpu"))
+
+
+def test_a_registry_that_refuses_costs_a_warning_alone(journalled, trained, capsys, home):
+    run = journalled.reopen(trained())
+    layer_run._register(training_in(journalled), run, home / "nowhere")
     assert f"register it later: sae-mlflow register --run {run.run_id}" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+def test_a_run_without_an_id_yet_is_registered_under_the_one_that_it_gets(
+    journalled, experiment, model, home, sae_folder
+):
+    """Another process locks the store while the run is opened."""
+    experiment_id = journalled.experiment_id(experiment)
+    other = sqlite3.connect(home / "mlflow.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    tags = {"sae.role": "layer", "sae.model": model, "sae.layer": "layer10"}
+    run = journalled.open_run(experiment_id, "r", tags)
+    task = registration(run.run_id)
+    assert is_pending(task.run_id)
+    other.execute("ROLLBACK")
+    other.close()
+    assert journalled.wait(20)
+    name = registered_name(model, "layer10")
+    made = now_or_later(training_in(journalled), task, sae_folder[0])
+    assert made == [f"models:/{name}/1"]
+    assert journalled.models.version_of_run(name, run.run_id) == "1"
 
 
 def command(monkeypatch, *args):
@@ -444,3 +479,14 @@ def test_a_run_may_be_named_as_commands_print_it(store, trained, monkeypatch, ca
     words = ("--run", f"runs:/{trained()}/sae", "--format", "pt", "--output", str(tmp_path / "out"))
     assert command(monkeypatch, "export", *words) == 0, capsys.readouterr().err
     assert (tmp_path / "out" / "sae.pt").is_file()
+
+
+def test_a_parent_that_is_opened_names_its_layers(store, experiment, trained):
+    run_id = trained()
+    parent = store.open_run(store.experiment_id(experiment), "p", {"sae.role": "sweep"})
+    with pytest.raises(
+        UserError, match="holds no SAE. Give a layer's run: none of this training's"
+    ):
+        load_sae(f"runs:/{parent.run_id}/sae", tracking_uri=store.uri)
+    with pytest.raises(UserError, match=f"runs:/{run_id}/other can't be read from "):
+        load_sae(f"runs:/{run_id}/other", tracking_uri=store.uri)

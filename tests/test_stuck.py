@@ -1,7 +1,6 @@
 """What a server doesn't take though it answers: what waits with it, and what goes on."""
 
 import os
-import threading
 import time
 
 import pytest
@@ -179,12 +178,11 @@ def test_nothing_that_goes_wrong_ends_the_delivery(error, server, tmp_path, monk
 
 def test_a_call_of_more_than_ten_minutes_is_waited_for_while_the_store_answers(monkeypatch):
     """A large file on a slow way."""
-    began, changed = time.monotonic(), threading.Condition()
-    with half_a_server() as server, changed:
+    began = time.monotonic()
+    with half_a_server() as server:
         patience = Patience(server.uri, None)
-        assert patience.goes_on(changed, 0, began)
+        assert not patience.is_over(0, began)
         monkeypatch.setattr(time, "monotonic", lambda: began + 700)
-        assert patience.goes_on(changed, 0, began)
-    with changed:
-        monkeypatch.setattr(time, "monotonic", lambda: began + 800)
-        assert not patience.goes_on(changed, 0, began)
+        assert not patience.is_over(0, began)
+    monkeypatch.setattr(time, "monotonic", lambda: began + 800)
+    assert patience.is_over(0, began)

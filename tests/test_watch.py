@@ -133,11 +133,11 @@ def test_one_training_or_one_layer_alone_can_be_watched(store, experiment):
 
 
 def test_what_cannot_be_watched_is_said(store, experiment):
-    with pytest.raises(UserError, match="has no SAE training to watch. Start one with sae-mlflow"):
+    with pytest.raises(UserError, match="has no SAE runs. Train some with sae-mlflow"):
         Watch(store, experiment)
     tags = {"sae.role": ROLE_COMPARISON}
     other = store.open_run(store.experiment_id(experiment), "comparison", tags)
-    with pytest.raises(UserError, match=f"Run {other.run_id} is not an SAE training"):
+    with pytest.raises(UserError, match=f"Run {other.run_id} .* is no training of SAEs"):
         Watch(store, None, other.run_id)
     with pytest.raises(UserError, match="No experiment 'nowhere'"):
         Watch(store, "nowhere")

@@ -41,7 +41,7 @@ def export_command(
     check_format(format_)
     source = model or ""
     if run:
-        from sae_mlflow.registry import layer_run
+        from sae_mlflow.tracking.trainings import layer_run
 
         source = f"runs:/{layer_run(existing_store(tracking_uri), run).run_id}/{SAE_FOLDER}"
     stored, file = read_stored(source, tracking_uri=tracking_uri or None)

@@ -28,12 +28,11 @@ from sae_mlflow.evaluation.stored_saes import Evaluated, StoredSite, evaluate_st
 from sae_mlflow.evaluation.trained import Trained, read_trained
 from sae_mlflow.lm.hookpoints import LanguageModel
 from sae_mlflow.lm.loading import load_language_model, load_tokenizer
-from sae_mlflow.plots.choice import finished_rows
 from sae_mlflow.plots.frames import describe
 from sae_mlflow.text.corpus import Windows, token_windows
 from sae_mlflow.tracking.contents import DIGEST_LENGTH, EVALUATION_FOLDER, FINISHED, RunRow
 from sae_mlflow.tracking.store import Store
-from sae_mlflow.tracking.trainings import rows_of_run
+from sae_mlflow.tracking.trainings import finished_rows, rows_of_run
 
 _SAES_AT_ONCE = 8  # that share a clean pass, and the memory
 

@@ -3,18 +3,23 @@
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from safetensors import SafetensorError
 
 from sae_mlflow.activations.layer import LayerActivations
 from sae_mlflow.config import Settings
-from sae_mlflow.errors import UserError, did_you_mean, known, reason_of
+from sae_mlflow.errors import OutOfReach, UserError, did_you_mean, known, reason_of
 from sae_mlflow.folders import is_file, is_folder, user_path
 from sae_mlflow.formats import dictionary_learning, pt, sae_lens, sparsify, stored_sae
 from sae_mlflow.formats.stored_sae import StoredSAE
 from sae_mlflow.lm.loading import resolve_device
 from sae_mlflow.sae import SAE
+from sae_mlflow.tracking.contents import SAE_FOLDER
+from sae_mlflow.tracking.trainings import layer_run
+
+if TYPE_CHECKING:
+    from sae_mlflow.tracking.store import Store
 
 CONFIG_FILE = sae_lens.CONFIG_FILE
 
@@ -121,18 +126,26 @@ def read_stored(source: str | Path, *, tracking_uri: str | None = None) -> tuple
             raise UserError(f"{source} is on the net. Download it, and give the folder.")
         path = user_path(source)
         return _read(path), path
-    from sae_mlflow.tracking.contents import SAE_FOLDER
     from sae_mlflow.tracking.store import existing_store
 
     if re.fullmatch(r"runs:/+[^/]+/?", str(source)):
         sae = f"{str(source).rstrip('/')}/{SAE_FOLDER}"
         raise UserError(f"{source} is a whole run. Its SAE is {sae}.")
     with TemporaryDirectory() as scratch:
-        copy = existing_store(tracking_uri).download(str(source), Path(scratch))
+        copy = _download(existing_store(tracking_uri), str(source), Path(scratch))
         try:
             return _read(copy), Path(source)
         except UserError as error:
             raise UserError(str(error).replace(str(copy), str(source))) from None
+
+
+def _download(store: "Store", source: str, into: Path) -> Path:
+    try:
+        return store.download(source, into)
+    except UserError as error:
+        if source.startswith("runs:/") and not isinstance(error, OutOfReach):
+            layer_run(store, source)  # says which runs have an SAE, where this one can't
+        raise
 
 
 def _read(path: Path) -> StoredSAE:

@@ -1,20 +1,15 @@
 """What is asked to be drawn, held against what there is."""
 
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from sae_mlflow import naming
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.plots.formats import DEFAULT_FORMATS
 from sae_mlflow.plots.style import Style, load_style
 from sae_mlflow.tracking.contents import RunRow
-
-if TYPE_CHECKING:
-    from sae_mlflow.tracking.store import Store
-
 
 Interactive = Literal["parent", "all", "none"]
 
@@ -55,38 +50,6 @@ def parse_layers(text: str) -> tuple[str, ...]:
     if found := tuple(dict.fromkeys(labels)):
         return found
     raise UserError(f"--layers {text[:100]!r} names no layer. Write 10,15 or 3-7 or layer10_mlp.")
-
-
-def finished_rows(
-    store: "Store", experiment: str, experiment_id: str, also: str | None = None
-) -> list[RunRow]:
-    """The finished layer runs of an experiment, newest first.
-
-    Args:
-        also: a condition in MLflow's filter language.
-
-    Raises:
-        UserError: there are none, or MLflow doesn't take the condition.
-    """
-    if rows := store.layer_runs(experiment_id, also=also):
-        return rows
-    if also and store.layer_runs(experiment_id):
-        raise UserError(
-            f"Experiment {experiment!r} in {store.shown_uri} has no finished SAE run for which "
-            f"{also} holds. Change --filter, or leave it away."
-        )
-    unfinished = store.layer_runs(experiment_id, finished=False)
-    if not unfinished:
-        raise UserError(
-            f"Experiment {experiment!r} in {store.shown_uri} has no SAE runs. Train some with "
-            f"sae-mlflow train --experiment-name {shlex.quote(experiment)}, or name another "
-            "experiment."
-        )
-    states = sorted(f"{row.name} is {row.status}" for row in unfinished)
-    raise UserError(
-        f"Experiment {experiment!r} in {store.shown_uri} has no finished SAE run: "
-        f"{known(states, 4)}. Wait for one to finish, or train again."
-    )
 
 
 def chosen_rows(rows: list[RunRow], experiments: str, choice: Choice) -> list[RunRow]:

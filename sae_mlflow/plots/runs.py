@@ -16,7 +16,7 @@ from sae_mlflow import naming
 from sae_mlflow.errors import known
 from sae_mlflow.history import REQUIRED_KEYS
 from sae_mlflow.plots import frames
-from sae_mlflow.plots.choice import Choice, chosen_rows, finished_rows
+from sae_mlflow.plots.choice import Choice, chosen_rows
 from sae_mlflow.plots.compare.pages import comparison_pages
 from sae_mlflow.plots.compare.plan import Compared, comparisons
 from sae_mlflow.plots.drawing import Drawable
@@ -32,6 +32,7 @@ from sae_mlflow.plots.pictures import (
     stem,
 )
 from sae_mlflow.tracking.contents import RunRow
+from sae_mlflow.tracking.trainings import finished_rows
 
 if TYPE_CHECKING:
     from sae_mlflow.tracking.store import Store

@@ -13,9 +13,9 @@ from sae_mlflow.history import REQUIRED_KEYS, restored
 from sae_mlflow.plots import frames
 from sae_mlflow.plots.compare.tables import FINAL_METRICS, run_labels
 from sae_mlflow.plots.pages import RunLink, run_links
-from sae_mlflow.tracking.contents import FINISHED, ROLE_LAYER, ROLE_SWEEP, RunRow
+from sae_mlflow.tracking.contents import FINISHED, RunRow
 from sae_mlflow.tracking.store import Store
-from sae_mlflow.tracking.trainings import rows_of_experiment, rows_of_parent
+from sae_mlflow.tracking.trainings import parent_of, rows_of_experiment, rows_of_parent
 
 
 @dataclass(frozen=True)
@@ -134,17 +134,10 @@ def pictured(rows: Sequence[RunRow]) -> list[list[RunRow]]:
 
 
 def _parent(store: Store, experiment: str | None, run_id: str) -> RunRow:
-    row = store.find_run(run_id)
-    role = row.tags.get("sae.role")
-    if role == ROLE_LAYER and row.parent_id:
-        raise UserError(
-            f"Run {run_id} ({row.name}) is one layer's. Give its parent: --run {row.parent_id}."
-        )
-    if role != ROLE_SWEEP:
-        raise UserError(
-            f"Run {run_id} ({row.name}) is no training's parent. Give one that is, or leave --run "
-            "away for all of --experiment."
-        )
+    named = store.find_run(run_id)
+    row = parent_of(store, named)
+    if row.run_id != named.run_id:
+        raise UserError(f"Run {run_id} is one layer's. Give its parent: --run {row.run_id}.")
     theirs = store.experiment_name(row.experiment_id)
     if experiment and theirs != experiment:
         raise UserError(

@@ -5,6 +5,7 @@ What is put off stands in the journal, for this training or, once that has ended
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sae_mlflow.config import Settings
@@ -36,11 +37,11 @@ def registration(run_id: str) -> Task:
     return Task(_REGISTER, run_id, {})
 
 
-def now_or_later(training: Training, task: Task, now: Callable[[JournalledStore], Any]) -> bool:
-    """Do a task, or put it off where the store is away; whether it is done.
+def now_or_later(training: Training, task: Task, folder: Path | None = None) -> list[str]:
+    """Do a task, or put it off where the store is away; the addresses of what it has made.
 
     Args:
-        now: does it, with what is at hand.
+        folder: the SAE's files that a registration needs, where they are at hand.
 
     Raises:
         UserError: it can't be done, now or later.
@@ -48,14 +49,13 @@ def now_or_later(training: Training, task: Task, now: Callable[[JournalledStore]
     store = training.store
     if store.flush():
         try:
-            now(store)
-            return True
+            return _do(store, replace(task, run_id=store.real_id(task.run_id)), folder)
         except Exception as error:
             if not is_away(error):
                 raise
     store.put_off(task.kind, task.run_id, task.options)
     training.display.warn(f"Put off until the tracking store is back: {task.kind}.")
-    return False
+    return []
 
 
 def catch_up(
@@ -115,10 +115,10 @@ def settle_ids(training: Training) -> None:
     training.rows[:] = [replace(row, run_id=real_id(row.run_id)) for row in training.rows]
 
 
-def _do(store: JournalledStore, task: Task) -> list[str]:
+def _do(store: JournalledStore, task: Task, folder: Path | None = None) -> list[str]:
     """A task's work; the addresses of what it has made."""
     if task.kind == _REGISTER:
-        return [register_run(store, task.run_id)[0]]
+        return [register_run(store, task.run_id, folder)[0]]
     choice = pictures(Settings.model_validate(task.options["settings"]))
     if task.kind == _LAYER:
         return draw_layer_run(store, task.run_id, choice, task.options["slider_steps"])

@@ -11,8 +11,6 @@ from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.formats import sae_files
 from sae_mlflow.history import FILE_SUFFIX, write_history
-from sae_mlflow.plots.runs import draw_layer_run
-from sae_mlflow.registry import register_run
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.layer_table import Row
 from sae_mlflow.runs import outputs
@@ -22,10 +20,9 @@ from sae_mlflow.runs.health import LayerFailed
 from sae_mlflow.runs.later import layer_pictures, now_or_later, registration
 from sae_mlflow.runs.training import Training
 from sae_mlflow.sae import build_sae
-from sae_mlflow.tracking.contents import DERIVED_PARAM, ROLE_LAYER, SAE_FOLDER
+from sae_mlflow.tracking.contents import DERIVED_PARAM, ROLE_LAYER, ROLE_TAG, SAE_FOLDER
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.process import process_tags
-from sae_mlflow.tracking.store import Store
 from sae_mlflow.train import Trainer
 
 
@@ -73,12 +70,7 @@ def _conclude(layer: Layer) -> None:
     if training.settings.plots.after_training:
         with training.clock.stage("plot"), drawing(training.display, layer.acts.site.label):
             steps = layer.live.slider_steps(len(history["total_loss"]))
-            run, choice = layer.run, training.pictures
-            now_or_later(
-                training,
-                layer_pictures(training, run.run_id, steps),
-                lambda store: draw_layer_run(store, run.run_id, choice, steps),
-            )
+            now_or_later(training, layer_pictures(training, layer.run.run_id, steps))
 
 
 def _report_giants(display: Display, acts: LayerActivations) -> None:
@@ -100,7 +92,7 @@ def _report_giants(display: Display, acts: LayerActivations) -> None:
 def _open_layer_run(training: Training, parent: OpenRun, acts: LayerActivations) -> OpenRun:
     settings, site = training.settings, acts.site
     tags = {
-        "sae.role": ROLE_LAYER,
+        ROLE_TAG: ROLE_LAYER,
         "sae.model": settings.model.label,
         "sae.layer": site.label,
         "sae.hookpoint": ",".join(site.writes),
@@ -164,13 +156,9 @@ def _log_results(layer: Layer, scratch: Path) -> None:
 
 def _register(training: Training, run: OpenRun, weights: Path) -> None:
     """A registry out of reach costs a warning, never the training: it can be done later."""
-
-    def register(store: Store) -> None:
-        uri, _ = register_run(store, run.run_id, weights)
-        training.display.say(f"Registered {uri}")
-
     try:
-        now_or_later(training, registration(run.run_id), register)
+        for uri in now_or_later(training, registration(run.run_id), weights):
+            training.display.say(f"Registered {uri}")
     except UserError as error:
         later = f"sae-mlflow register --run {run.run_id}"
         training.display.warn(f"{error} The training goes on; register it later: {later}")

@@ -7,7 +7,7 @@ from sae_mlflow.reporting.layer_table import launcher_note
 from sae_mlflow.runs.later import when_reachable
 from sae_mlflow.runs.training import Training
 from sae_mlflow.text.corpus import Windows
-from sae_mlflow.tracking.contents import CONFIG_FILE, DIGEST_LENGTH, ROLE_SWEEP, RunRow
+from sae_mlflow.tracking.contents import CONFIG_FILE, DIGEST_LENGTH, ROLE_SWEEP, ROLE_TAG, RunRow
 from sae_mlflow.tracking.launcher import launched_experiment_id, launched_run
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.process import process_tags
@@ -35,7 +35,7 @@ def open_parent(training: Training, old: RunRow | None = None) -> OpenRun:
         old: the one of a training that goes on.
     """
     store, label = training.store, training.settings.model.label
-    tags = {"sae.role": ROLE_SWEEP, "sae.model": label, **process_tags()}
+    tags = {ROLE_TAG: ROLE_SWEEP, "sae.model": label, **process_tags()}
     with training.clock.stage("store"):
         if old is not None:
             return store.resume_run(old)

@@ -29,8 +29,6 @@ from sae_mlflow.tracking.contents import (
     FAILED,
     FAILURE_TAG,
     FINISHED,
-    ROLE_LAYER,
-    ROLE_SWEEP,
     RUNNING,
     WITHIN_EPOCH,
     RunRow,
@@ -39,6 +37,7 @@ from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.operations import is_pending
 from sae_mlflow.tracking.process import is_recorded, why_dead
 from sae_mlflow.tracking.store import Store
+from sae_mlflow.tracking.trainings import parent_of
 
 AUTO = "auto"
 
@@ -77,14 +76,7 @@ def find_parent(training: Training, resume: str | None, finished: Set[str]) -> R
 
 
 def _named(training: Training, run_id: str, finished: Set[str]) -> RunRow:
-    row = training.store.find_run(run_id)
-    if row.tags.get("sae.role") == ROLE_LAYER and row.parent_id:
-        row = training.store.find_run(row.parent_id)
-    if row.tags.get("sae.role") != ROLE_SWEEP:
-        raise UserError(
-            f"Run {run_id} ({row.name}) is no training of SAEs. Give the parent run of one, or "
-            f"--resume {AUTO}."
-        )
+    row = parent_of(training.store, training.store.find_run(run_id))
     elsewhere = row.experiment_id != training.experiment_id
     if row.status == FINISHED and (elsewhere or row.run_id in finished):
         raise UserError(

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from sae_mlflow.tracking.journal import Entry, Journal
 from sae_mlflow.tracking.operations import (
@@ -26,18 +27,19 @@ _SAID_AGAIN_SECONDS = 60.0
 
 
 class Backlog:
-    """All of one journal. What changes `queue`, `aside` or `tasks` holds `changed`."""
+    """All of one journal: what is queued, in order, what is put aside, and tasks.
+
+    Any thread may ask and add; who waits for a change, or does several things as one, holds
+    `changed`.
+    """
 
     def __init__(self, journal: Journal, warn: Callable[[str], None]) -> None:
         self._journal, self._warn = journal, warn
         self.changed = threading.Condition()
         left = journal.waiting()
-        self.queue = [entry for entry in left if entry.operation.kind != TASK]
-        """To be delivered, in order."""
-        self.aside: list[Entry] = []
-        """What the store doesn't take though it answers."""
-        self.tasks = [entry for entry in left if entry.operation.kind == TASK]
-        """What is done, by another, once the store holds its data."""
+        self._queue = [entry for entry in left if entry.operation.kind != TASK]
+        self._aside: list[Entry] = []
+        self._tasks = [entry for entry in left if entry.operation.kind == TASK]
         self._unwritten: list[Entry] = []
         self._writing_again = threading.Lock()
         self._said_full = -_SAID_AGAIN_SECONDS
@@ -69,11 +71,32 @@ class Backlog:
         return with_texts(operation, lambda text: with_real_ids(text, self._journal.ids))
 
     @property
-    def waiting(self) -> int:
+    def n_queued(self) -> int:
+        """Entries to be delivered."""
         with self.changed:
-            return len(self.queue) + len(self.aside) + len(self.tasks)
+            return len(self._queue)
 
-    # -- what has become of entries; with `changed` held ------------------------------------------
+    @property
+    def n_aside(self) -> int:
+        """Entries that the store doesn't take though it answers."""
+        with self.changed:
+            return len(self._aside)
+
+    def first(self, n: int) -> list[Entry]:
+        """As many of those to be delivered."""
+        with self.changed:
+            return self._queue[:n]
+
+    @property
+    def waiting(self) -> int:
+        """Entries of either kind, and tasks."""
+        with self.changed:
+            return len(self._queue) + len(self._aside) + len(self._tasks)
+
+    def open_tasks(self) -> list[Entry]:
+        """What is done, by another, once the store holds its data; with the ids it has given."""
+        with self.changed:
+            return [replace(task, operation=self.real(task.operation)) for task in self._tasks]
 
     def remove(self, entries: Iterable[Entry], ids: Mapping[str, str] | None = None) -> None:
         """They are done, or never will be.
@@ -83,16 +106,19 @@ class Backlog:
         """
         entries = list(entries)
         numbers = {entry.number for entry in entries}
-        self.queue = [entry for entry in self.queue if entry.number not in numbers]
-        self.aside = [entry for entry in self.aside if entry.number not in numbers]
-        self.tasks = [entry for entry in self.tasks if entry.number not in numbers]
-        self._unwritten = [entry for entry in self._unwritten if entry.number not in numbers]
-        self._journal.done(entries, ids)
+        with self.changed:
+            self._queue = [entry for entry in self._queue if entry.number not in numbers]
+            self._aside = [entry for entry in self._aside if entry.number not in numbers]
+            self._tasks = [entry for entry in self._tasks if entry.number not in numbers]
+            self._unwritten = [each for each in self._unwritten if each.number not in numbers]
+            self._journal.done(entries, ids)
+
+    # -- what the store doesn't take; with `changed` held -----------------------------------------
 
     def remove_run(self, run_id: str) -> int:
         """A run takes no more: how many entries that leaves out."""
         self._gone |= {run_id, self.real_id(run_id)}
-        every = [*self.queue, *self.aside, *self.tasks]
+        every = [*self._queue, *self._aside, *self._tasks]
         mine = [entry for entry in every if self.is_gone(entry.operation.run_id)]
         self.remove(mine)
         return len(mine)
@@ -101,16 +127,16 @@ class Backlog:
         return self.real_id(run_id) in self._gone
 
     def put_aside(self, entry: Entry) -> None:
-        self.queue = [each for each in self.queue if each.number != entry.number]
-        self.aside.append(entry)
+        self._queue = [each for each in self._queue if each.number != entry.number]
+        self._aside.append(entry)
 
     def let_pass(self) -> None:
         """Put aside, too, what may not be done before something that was put aside."""
         n = 0
-        while n < len(self.queue) and self._has_to_wait(self.queue[n]):
-            self.aside.append(self.queue[n])
+        while n < len(self._queue) and self._has_to_wait(self._queue[n]):
+            self._aside.append(self._queue[n])
             n += 1
-        self.queue = self.queue[n:]
+        self._queue = self._queue[n:]
         if n:
             self.changed.notify_all()
 
@@ -121,7 +147,7 @@ class Backlog:
         run_id = self.real_id(operation.run_id)
         if is_pending(run_id):
             return True
-        earlier = [e for e in self.aside if self.real_id(e.operation.run_id) == run_id]
+        earlier = [e for e in self._aside if self.real_id(e.operation.run_id) == run_id]
         needless = [each for each in earlier if makes_needless(operation, each.operation)]
         if needless:
             self.remove(needless)
@@ -130,11 +156,11 @@ class Backlog:
 
     def bring_back(self) -> None:
         """What was put aside is in its place again."""
-        self.queue = sorted([*self.aside, *self.queue], key=lambda entry: entry.number)
-        self.aside = []
+        self._queue = sorted([*self._aside, *self._queue], key=lambda entry: entry.number)
+        self._aside = []
 
     def _enqueue(self, entry: Entry) -> None:
-        (self.tasks if entry.operation.kind == TASK else self.queue).append(entry)
+        (self._tasks if entry.operation.kind == TASK else self._queue).append(entry)
         self.changed.notify_all()
 
     # -- a disk without room ----------------------------------------------------------------------
@@ -170,8 +196,8 @@ class Backlog:
             if all(each.number != entry.number for each in self._unwritten):
                 self._journal.done([written])  # delivered meanwhile
             self._unwritten = [e for e in self._unwritten if e.number != entry.number]
-            self.queue, self.aside = changed(self.queue), changed(self.aside)
-            self.tasks = changed(self.tasks)
+            self._queue, self._aside = changed(self._queue), changed(self._aside)
+            self._tasks = changed(self._tasks)
             self.changed.notify_all()
 
     def _say_full(self, error: OSError, operation: Operation) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sae_mlflow.terminal import plain
 
+ROLE_TAG = "sae.role"
 ROLE_SWEEP = "sweep"
 ROLE_LAYER = "layer"
 ROLE_COMPARISON = "comparison"
@@ -75,6 +76,10 @@ class RunRow:
     metrics: Mapping[str, float]
     """Each metric's last value."""
     tags: Mapping[str, str]
+
+    @property
+    def role(self) -> str:
+        return plain(self.tags.get(ROLE_TAG, ""))
 
     @property
     def model(self) -> str:

@@ -44,7 +44,7 @@ class Delivery:
         self._client, self._courier = client, Courier(client, uri)
         self.backlog = Backlog(journal, self._notices.say)
         self._changed = self.backlog.changed
-        self._repeated = {entry.number for entry in self.backlog.queue}
+        self._repeated = {entry.number for entry in journal.waiting()}
         """Entries that may have been delivered before."""
         self._tries: dict[int, int] = {}
         """How often the store didn't take an entry though it answered."""
@@ -78,13 +78,15 @@ class Delivery:
         Args:
             limit: at most so many seconds; unset means as long as the store gets on with it.
         """
-        with self._changed:
-            patience = Patience(self._uri, limit)
-            while self.backlog.queue:
-                began = self._busy_since or time.monotonic()
-                if self.away or not patience.goes_on(self._changed, self.delivered, began):
-                    return False
-            return not self.away
+        patience = Patience(self._uri, limit)
+        while True:
+            with self._changed:
+                pause = patience.pause(self._busy_since)
+                if self._changed.wait_for(lambda: self.away or not self.backlog.n_queued, pause):
+                    return not self.away
+                progress, busy_since = self.delivered, self._busy_since
+            if patience.is_over(progress, busy_since):
+                return False
 
     def wait(self, seconds: float) -> bool:
         """Wait so long for the store to be back and have all that it takes; whether it has."""
@@ -93,12 +95,12 @@ class Delivery:
             self._stuck_pause.reset()
             self._next_aside = 0.0
             self._changed.notify_all()
-            while self.backlog.queue or self.backlog.aside:
+            while self.backlog.n_queued or self.backlog.n_aside:
                 left = end - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            return not self.backlog.queue
+            return not self.backlog.n_queued
 
     def close(self) -> None:
         """Deliver no more; what is left stays in the journal."""
@@ -121,7 +123,7 @@ class Delivery:
                 said = f"{type(error).__name__}: {error}"
                 with self._changed:
                     self._busy_since = 0.0
-                    if self.backlog.queue:
+                    if self.backlog.n_queued:
                         self._stay_away(hide_password_in(said, self._uri))
                     self._changed.notify_all()
                     self._changed.wait(_PAUSE_SECONDS[0])
@@ -151,7 +153,7 @@ class Delivery:
     def _save(self) -> None:
         """Have the disk itself hold what waits; nobody else waits for that."""
         now = time.monotonic()
-        if (self.away or self.backlog.aside) and now >= self._next_save:
+        if (self.away or self.backlog.n_aside) and now >= self._next_save:
             self._next_save = now + _SAVED_AGAIN_SECONDS
             with suppress(OSError):  # a disk without room, of which is told where it is written to
                 self._journal.to_disk()
@@ -160,8 +162,8 @@ class Delivery:
         """Until there is something to do."""
         if self._closing:
             return
-        times = [self._next_try] if self.backlog.queue else []
-        times += [self._next_aside] if self.backlog.aside and not self.away else []
+        times = [self._next_try] if self.backlog.n_queued else []
+        times += [self._next_aside] if self.backlog.n_aside and not self.away else []
         pause = max(min(times) - time.monotonic(), 0.01) if times else None
         self._changed.wait(pause)
 
@@ -169,16 +171,14 @@ class Delivery:
         now, backlog = time.monotonic(), self.backlog
         if self._closing or now < self._next_try:
             return []
-        if backlog.aside and not self.away and now >= self._next_aside:
+        if backlog.n_aside and not self.away and now >= self._next_aside:
             backlog.bring_back()
             self._stuck_pause.lengthen()
             self._next_aside = now + self._stuck_pause.seconds
         backlog.let_pass()
-        if not backlog.queue:
-            return []
-        if backlog.queue[0].number in self._tries:
-            return backlog.queue[:1]
-        first = backlog.queue[:_AT_ONCE]
+        first = backlog.first(_AT_ONCE)
+        if not first or first[0].number in self._tries:
+            return first[:1]
         return first[: together([entry.operation for entry in first])]
 
     def _settle(self, batch: Sequence[Entry], report: Report) -> None:
@@ -186,7 +186,7 @@ class Delivery:
             self._stay_away(report.reason)
             return
         if self.away:
-            self._notices.back(len(self.backlog.queue))
+            self._notices.back(self.backlog.n_queued)
         self.away, self._next_try = "", 0.0
         self._pause.reset()
         match report.outcome:

@@ -116,8 +116,9 @@ class Journal:
         if operation.source is not None:
             copy = self._copy(entry.number, operation.source)
             entry = replace(entry, operation=replace(operation, source=copy))
-        facts = {"n": entry.number, "kind": operation.kind, "run_id": operation.run_id}
-        facts |= {"body": operation.body, "file": operation.source and operation.source.name}
+        facts: dict[str, object] = {"n": entry.number, "kind": operation.kind}
+        facts |= {"run_id": operation.run_id, "body": operation.body}
+        facts["file"] = operation.source and operation.source.name
         with self._writing:
             try:
                 self._entries.add(facts)

@@ -135,16 +135,13 @@ class JournalledStore(Store):
         self._delivery.do(Operation(TASK, run_id, {"task": kind, "options": options}))
 
     def tasks(self) -> list[Task]:
-        backlog = self._delivery.backlog
-        with backlog.changed:
-            entries = [(entry, backlog.real(entry.operation)) for entry in backlog.tasks]
-        return [
-            Task(what.body["task"], what.run_id, what.body["options"], entry)
-            for entry, what in entries
-        ]
+        return [_task(entry) for entry in self._delivery.backlog.open_tasks()]
 
     def task_done(self, task: Task) -> None:
         assert task.entry is not None
-        backlog = self._delivery.backlog
-        with backlog.changed:
-            backlog.remove([task.entry])
+        self._delivery.backlog.remove([task.entry])
+
+
+def _task(entry: Entry) -> Task:
+    body = entry.operation.body
+    return Task(body["task"], entry.operation.run_id, body["options"], entry)

@@ -9,7 +9,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils import mlflow_tags
 
 from sae_mlflow.tracking.contents import DIGEST_LENGTH, FAILED, FAILURE_TAG, FINISHED
-from sae_mlflow.tracking.operations import Operation, apply, is_pending, now
+from sae_mlflow.tracking.operations import Kind, Operation, apply, is_pending, now
 
 _NOTE_LIMIT = 8_000  # MLflow cuts a longer tag without a word
 
@@ -126,7 +126,7 @@ class OpenRun:
         self.tag({FAILURE_TAG: reason[:5_000]})
         self.finish(status)
 
-    def _do(self, kind: str, source: Path | None = None, /, **body: Any) -> None:
+    def _do(self, kind: Kind, source: Path | None = None, /, **body: Any) -> None:
         self._outlet.do(Operation(kind, self.run_id, body, source))
 
 

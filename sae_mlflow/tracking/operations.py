@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -26,10 +26,14 @@ from sae_mlflow.secrets import without_secrets
 from sae_mlflow.tracking.contents import FAILURE_TAG, FINISHED, RUNNING
 
 JOURNAL_ID = "sae.journal_id"
-TASK = "task"
+TASK: Final = "task"
 """Kind of an operation that isn't the store's: something to do once the store holds its data."""
-ARTIFACT_KINDS = {"file", "folder", "text", "remove"}
+ArtifactKind = Literal["file", "folder", "text", "remove"]
+ARTIFACT_KINDS = frozenset(get_args(ArtifactKind))
 """Kinds that need the place of a run's artifacts as well as the store."""
+RunKind = Literal["create", "resume", "status", "params", "metrics", "tags", "data_set"]
+Kind = ArtifactKind | RunKind | Literal["task"]
+"""Of an operation; a journal of another version may hold others."""
 
 _PENDING = re.compile(r"[0-9a-f]{32}-pending")
 _BATCH_LIMIT = 100  # params and tags that one log_batch takes
@@ -39,7 +43,7 @@ _BATCH_LIMIT = 100  # params and tags that one log_batch takes
 class Operation:
     """One thing to do to a run."""
 
-    kind: str
+    kind: Kind
     run_id: str
     """Of a run that the store hasn't made yet, its pending id."""
     body: Mapping[str, Any] = field(default_factory=dict)

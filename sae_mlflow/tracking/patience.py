@@ -1,12 +1,12 @@
 """How long to wait for a store that takes its time: as long as it answers."""
 
-import threading
 import time
 
 from sae_mlflow.errors import OutOfReach
 from sae_mlflow.tracking.reach import check_reachable
 
 _ASKED_AFTER_SECONDS = 5.0  # and again
+_PAUSE_SECONDS = 1.0  # where there is no limit
 
 
 class Pause:
@@ -24,7 +24,7 @@ class Pause:
 
 
 class Patience:
-    """One wait."""
+    """One wait for a store to take what it is sent."""
 
     def __init__(self, uri: str, limit: float | None) -> None:
         """
@@ -36,33 +36,34 @@ class Patience:
         self._started = self._asked = time.monotonic()
         self._progress: int | None = None
 
-    def goes_on(self, changed: threading.Condition, progress: int, busy_since: float) -> bool:
-        """Wait for a change; False once there is no sense in it.
+    def pause(self, busy_since: float) -> float:
+        """Seconds to wait before it makes sense to ask whether it is over; none left below 0.
+
+        Args:
+            busy_since: when what is being done was begun; 0 where nothing is.
+        """
+        if self._limit is None:
+            return _PAUSE_SECONDS
+        now = time.monotonic()
+        return min(self._started, busy_since or now) + self._limit - now
+
+    def is_over(self, progress: int, busy_since: float) -> bool:
+        """Whether there is no sense in waiting on; may ask the store, so no lock should be held.
 
         Args:
             progress: rises with each thing that is done.
-            busy_since: when what is being done was begun.
+            busy_since: as for `pause`.
         """
+        if self._limit is not None:
+            return self.pause(busy_since) <= 0
         now = time.monotonic()
         if progress != self._progress:
             self._progress, self._asked = progress, now
-        if self._limit is not None:
-            left = min(self._started, busy_since) + self._limit - now
-            return left > 0 and (changed.wait(left) or True)
-        if self._is_dead(changed):
+        if now - self._asked < _ASKED_AFTER_SECONDS:
             return False
-        changed.wait(1.0)
-        return True
-
-    def _is_dead(self, changed: threading.Condition) -> bool:
-        if time.monotonic() - self._asked < _ASKED_AFTER_SECONDS:
-            return False
-        self._asked = time.monotonic()
-        changed.release()
+        self._asked = now
         try:
             check_reachable(self._uri)
         except OutOfReach:
             return True
-        finally:
-            changed.acquire()
         return False

@@ -13,7 +13,7 @@ from mlflow.utils import mlflow_tags
 from sae_mlflow.errors import UserError, known
 from sae_mlflow.terminal import plain, plain_lines
 from sae_mlflow.tracking.connection import Connection
-from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP, RunRow
+from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP, ROLE_TAG, RunRow
 from sae_mlflow.tracking.filters import filter_value
 
 
@@ -51,7 +51,7 @@ class StoreReader(Connection):
         Raises:
             UserError: MLflow doesn't take the condition.
         """
-        where = f"tags.`sae.role` = '{ROLE_LAYER}'"
+        where = f"tags.`{ROLE_TAG}` = '{ROLE_LAYER}'"
         if finished:
             where += " and attributes.status = 'FINISHED'"
         if parent_id:
@@ -71,7 +71,7 @@ class StoreReader(Connection):
 
     def parent_runs(self, experiment_id: str, running: bool) -> list[RunRow]:
         """The trainings of an experiment, newest first; those under way, or all of them."""
-        where = f"tags.`sae.role` = '{ROLE_SWEEP}'"
+        where = f"tags.`{ROLE_TAG}` = '{ROLE_SWEEP}'"
         if running:
             where += " and attributes.status = 'RUNNING'"
         return list(self._search(experiment_id, where))

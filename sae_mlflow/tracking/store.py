@@ -17,7 +17,7 @@ from PIL import Image
 from sae_mlflow.errors import UserError
 from sae_mlflow.naming import PLOTS_FOLDER
 from sae_mlflow.tracking import reach
-from sae_mlflow.tracking.contents import FAILURE_TAG, KILLED, ROLE_COMPARISON, RunRow
+from sae_mlflow.tracking.contents import FAILURE_TAG, KILLED, ROLE_COMPARISON, ROLE_TAG, RunRow
 from sae_mlflow.tracking.open_run import Direct, OpenRun, Outlet
 from sae_mlflow.tracking.operations import Operation, new_pending_id, now
 from sae_mlflow.tracking.process import process_tags
@@ -111,11 +111,11 @@ class Store(StoreReader):
 
     def comparison_run(self, experiment_id: str, model: str) -> OpenRun:
         """The run that holds a model's plots over several parents; one per model."""
-        where = f"tags.`sae.role` = '{ROLE_COMPARISON}'"
+        where = f"tags.`{ROLE_TAG}` = '{ROLE_COMPARISON}'"
         for row in self._search(experiment_id, where):
             if row.model == model:
                 return self.reopen(row.run_id)
-        tags = {"sae.role": ROLE_COMPARISON, "sae.model": model}
+        tags = {ROLE_TAG: ROLE_COMPARISON, "sae.model": model}
         run = self.open_run(experiment_id, f"{model} comparison", tags)
         run.finish()
         return run

@@ -1,16 +1,15 @@
 """Where trainings stand, read from the store."""
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sae_mlflow import naming
-from sae_mlflow.errors import UserError
 from sae_mlflow.health.finding import REASONS_TAG, STATUS_TAG
 from sae_mlflow.health.stored import judge_run
-from sae_mlflow.tracking.contents import FAILURE_TAG, ROLE_LAYER, ROLE_SWEEP, RUNNING, RunRow
+from sae_mlflow.tracking.contents import FAILURE_TAG, RUNNING, RunRow
 from sae_mlflow.tracking.store import Store
+from sae_mlflow.tracking.trainings import nothing_in, parent_of
 
 WAITING = "WAITING"
 FIGURES = ("total_loss", "val_fvu", "l0_norm", "dead_fraction")
@@ -94,7 +93,10 @@ class Watch:
             self._parents = self._first_parents(experiment)
         else:
             self._experiment_id = None
-            self._parents = [self._parent_of(store.find_run(run_id))]
+            named = store.find_run(run_id)
+            parent = parent_of(store, named).run_id
+            self._only_layer = "" if parent == named.run_id else named.run_id
+            self._parents = [parent]
 
     def look(self) -> list[TrainingState]:
         """Where each watched training stands now; those that began meanwhile are among them.
@@ -115,23 +117,8 @@ class Watch:
         running = self._store.parent_runs(self._experiment_id, True)
         shown = running or self._store.parent_runs(self._experiment_id, False)[:1]
         if not shown:
-            raise UserError(
-                f"Experiment {experiment!r} in {self._store.shown_uri} has no SAE training to "
-                "watch. Start one with "
-                f"sae-mlflow train --experiment-name {shlex.quote(experiment)}."
-            )
+            raise nothing_in(self._store, experiment)
         return [row.run_id for row in reversed(shown)]
-
-    def _parent_of(self, row: RunRow) -> str:
-        role = row.tags.get("sae.role")
-        if role == ROLE_SWEEP:
-            return row.run_id
-        if role == ROLE_LAYER and row.parent_id:
-            self._only_layer = row.run_id
-            return row.parent_id
-        raise UserError(
-            f"Run {row.run_id} is not an SAE training. Give the run of a training or of a layer."
-        )
 
     def _training(self, parent: RunRow) -> TrainingState:
         rows = self._store.layer_runs(parent.experiment_id, parent_id=parent.run_id, finished=False)
