@@ -42,7 +42,7 @@ from sae_mlflow.runs.resume import (
     finished_parents,
     parent_run,
 )
-from sae_mlflow.runs.training import Training
+from sae_mlflow.runs.training import Experiment, Training
 from sae_mlflow.sae import build_sae
 from sae_mlflow.stopping import Stopping
 from sae_mlflow.text.corpus import Windows, token_windows
@@ -90,21 +90,23 @@ def run_training(
         store = JournalledStore(tracking_uri, display.warn)
     with delivered(store, display, settings.tracking.wait_seconds):
         with clock.stage("store"):
-            experiment, experiment_id = choose_experiment(store, settings, experiment_name)
-            finished = finished_parents(store, experiment_id) if resume else set()
+            experiment = choose_experiment(store, settings, experiment_name)
+            finished = finished_parents(store, experiment.id) if resume else set()
             deliver_leftovers(store, display)
             with optional(display, "Trainings that died weren't looked for"):
-                for dead in reap(store, experiment_id):
+                for dead in reap(store, experiment.id):
                     display.say(f"Closed as KILLED: {told(dead)}")
+        stopping = stopping or Stopping()
         training = Training(
-            settings, store, experiment, experiment_id, display, clock, device, pictures, n_layers
+            settings, store, experiment, display, clock, device, pictures, n_layers, stopping
         )
-        training.stopping = stopping or training.stopping
-        old = find_parent(training, resume, finished)
+        if old := find_parent(training, resume, finished):
+            name = store.experiment_name(old.experiment_id)
+            training.old, training.experiment = old, Experiment(name, old.experiment_id)
         windows, plan = _planned(training)  # what is wrong with the settings leaves no run
-        with parent_run(training, old, command) as parent:
-            log_settings(training, parent, old)
-            display.say(f"Runs: {store.address(training.experiment_id, parent.run_id)}")
+        with parent_run(training, command) as parent:
+            log_settings(training, parent)
+            display.say(f"Runs: {store.address(training.experiment.id, parent.run_id)}")
             _train(training, parent, windows, plan)
     settle_ids(training)
     return training
@@ -142,7 +144,7 @@ def _train(training: Training, parent: OpenRun, windows: Windows, plan: Activati
     training.stopping.check()
     if settings.evaluate.after_training:
         with optional(display, "The evaluation isn't complete"):
-            later = f"sae-mlflow evaluate --experiment {training.experiment}"
+            later = f"sae-mlflow evaluate --experiment {training.experiment.name}"
             when_reachable(training, lambda: _evaluate(training, windows, all_acts), later)
         parent.describe(parent_note(settings, training.rows))
     training.stopping.check()

@@ -63,7 +63,7 @@ def find_parent(training: Training, resume: str | None, finished: Set[str]) -> R
         return None
     if resume != AUTO:
         return _named(training, resume, finished)
-    for row in training.store.parent_runs(training.experiment_id, running=False):
+    for row in training.store.parent_runs(training.experiment.id, running=False):
         if row.run_id in finished or not are_of(training.settings, row.params):
             continue
         if _is_trained(training.settings, row):
@@ -77,13 +77,11 @@ def find_parent(training: Training, resume: str | None, finished: Set[str]) -> R
 
 def _named(training: Training, run_id: str, finished: Set[str]) -> RunRow:
     row = parent_of(training.store, run_id)
-    elsewhere = row.experiment_id != training.experiment_id
+    elsewhere = row.experiment_id != training.experiment.id
     if row.status == FINISHED and (elsewhere or row.run_id in finished):
         raise UserError(
             f"Run {row.run_id} ({row.name}) has finished: there is nothing to go on with."
         )
-    training.experiment_id = row.experiment_id
-    training.experiment = training.store.experiment_name(row.experiment_id)
     _check_settings(training.settings, row)
     if _is_trained(training.settings, row):
         raise UserError(
@@ -102,25 +100,25 @@ def _check_settings(settings: Settings, row: RunRow) -> None:
 
 
 @contextmanager
-def parent_run(training: Training, old: RunRow | None, command: str) -> Iterator[OpenRun]:
+def parent_run(training: Training, command: str) -> Iterator[OpenRun]:
     """The parent's run, new or gone on with, closed as what it came to; no other process of this
     machine takes it up meanwhile.
 
     Args:
         command: what starts the training, for the hint how it goes on.
     """
-    root = checkpoints_folder(training.settings)
+    root, old = checkpoints_folder(training.settings), training.old
     lock = hold(root, old.run_id) if old is not None else None
     try:
         with (
-            recorded(lambda: open_parent(training, old), training.stopping) as parent,
+            recorded(lambda: open_parent(training), training.stopping) as parent,
             _hint_to_resume(training, parent, command),
         ):
             training.stopping.check()
             lock = lock or hold(root, parent.run_id)
             training.lock = Path(lock.lock_file).stem
             if old is not None:
-                training.resumed, training.earlier = True, _earlier(training.store, old)
+                training.earlier = _earlier(training.store, old)
             yield parent
     finally:
         if lock is not None:

@@ -1,6 +1,7 @@
 """What a training works with, and what it has come to."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -16,26 +17,32 @@ from sae_mlflow.tracking.contents import RunRow
 from sae_mlflow.tracking.journalled import JournalledStore
 
 
+class Experiment(NamedTuple):
+    """Where a training's runs are."""
+
+    name: str
+    id: str
+
+
 @dataclass
 class Training:
     """One training of all its layers, while it goes on."""
 
     settings: Settings
     store: JournalledStore
-    experiment: str
-    experiment_id: str
+    experiment: Experiment
     display: Display
     clock: Stopwatch
     device: torch.device
-    pictures: Choice = field(default_factory=Choice)
+    pictures: Choice
     """How its pictures are drawn, and where they go beside the store."""
-    n_layers: int | None = None
+    n_layers: int
     """Blocks of the language model."""
-    stopping: Stopping = field(default_factory=Stopping)
+    stopping: Stopping
+    old: RunRow | None = None
+    """Its parent's run, where it goes on in one that was there before."""
     lock: str = ""
     """The name under which this process holds it."""
-    resumed: bool = False
-    """Whether its parent run was there before."""
     earlier: dict[str, RunRow] = field(default_factory=dict)
     """The layers' runs, by their labels, that were there before."""
     begun: bool = False
