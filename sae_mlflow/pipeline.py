@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -12,17 +13,18 @@ from sae_mlflow.activations.layer import LayerActivations, open_activations
 from sae_mlflow.activations.plan import ActivationPlan, plan_activations
 from sae_mlflow.config import Settings
 from sae_mlflow.disk import free_bytes, in_units
+from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.evaluate import held_out
-from sae_mlflow.evaluation.layers import evaluate_layers
 from sae_mlflow.lm.loading import check_model, load_tokenizer, resolve_device
 from sae_mlflow.memory import keep_freed_memory
 from sae_mlflow.optimizers import check_optimizer
 from sae_mlflow.reporting.display import Display
-from sae_mlflow.reporting.layer_table import Row, parent_note
+from sae_mlflow.reporting.layer_table import TrainedLayer, parent_note
 from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.runs import outputs
 from sae_mlflow.runs.checkpoints import checkpoints_folder
 from sae_mlflow.runs.delivery import deliver_leftovers, delivered
+from sae_mlflow.runs.evaluation import evaluate_layers
 from sae_mlflow.runs.guards import drawing, optional
 from sae_mlflow.runs.health import judge_again
 from sae_mlflow.runs.later import (
@@ -193,18 +195,22 @@ def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActi
         (row, acts) for row, acts in pairs if not row.evaluation and _can_be_evaluated(display, row)
     ]
     if waiting:
-        rows, their_acts = [row for row, _ in waiting], [acts for _, acts in waiting]
         lm = training.language_model()
         n_tokens = held_out(windows, settings.evaluate.tokens).size
         display.say(f"Evaluating on {n_tokens:,} held-out tokens")
+        refused: list[str] = []
         with training.clock.stage("evaluate"):
-            refused = evaluate_layers(training.store, settings, lm, windows, rows, their_acts)
+            for row, found in evaluate_layers(training.store, settings, lm, windows, waiting):
+                if isinstance(found, UserError):
+                    refused.append(f"{row.layer}: {found}")
+                else:
+                    training.rows[training.rows.index(row)] = replace(row, evaluation=found)
         for reason in refused:
             display.warn(f"The evaluation isn't complete: {reason}")
     judge_again(training)
 
 
-def _can_be_evaluated(display: Display, row: Row) -> bool:
+def _can_be_evaluated(display: Display, row: TrainedLayer) -> bool:
     """Not where its health stopped it, or its weights aren't numbers any more."""
     if row.stopped:
         return False

@@ -11,7 +11,7 @@ from sae_mlflow.errors import UserError
 from sae_mlflow.formats import sae_files
 from sae_mlflow.history import write_history
 from sae_mlflow.reporting.display import Display
-from sae_mlflow.reporting.layer_table import Row
+from sae_mlflow.reporting.layer_table import TrainedLayer
 from sae_mlflow.runs import outputs
 from sae_mlflow.runs.epochs import Layer, begin, train_epochs
 from sae_mlflow.runs.guards import drawing, recorded
@@ -25,7 +25,7 @@ from sae_mlflow.tracking.process import process_tags
 from sae_mlflow.train import Trainer
 
 
-def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> Row:
+def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> TrainedLayer:
     """One layer's run, from its first epoch, or where it was interrupted, to its pictures.
 
     Where its health stops it, the run is FAILED, and the row says so.
@@ -47,7 +47,7 @@ def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> 
             raise LayerFailed(layer.health.failure)
     layer.checkpoints.remove()
     weight_bytes = sum(p.numel() * p.element_size() for p in sae.parameters())
-    return Row(
+    return TrainedLayer(
         label,
         training.experiment.id,
         run.run_id,

@@ -11,7 +11,7 @@ from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.health.stored import judge_run
 from sae_mlflow.history import restored
-from sae_mlflow.reporting.layer_table import Row
+from sae_mlflow.reporting.layer_table import TrainedLayer
 from sae_mlflow.runs.checkpoints import checkpoints_folder, remove_finished
 from sae_mlflow.runs.guards import recorded
 from sae_mlflow.runs.health import STOPPED
@@ -151,7 +151,7 @@ def _earlier(store: Store, parent: RunRow) -> dict[str, RunRow]:
     return {row.layer: row for row in reversed(newest_first)}
 
 
-def finished_layer(training: Training, acts: LayerActivations) -> Row | None:
+def finished_layer(training: Training, acts: LayerActivations) -> TrainedLayer | None:
     """What a layer came to that needs no more training, out of the store; None of any other."""
     row = training.earlier.get(acts.site.label)
     if row is None:
@@ -164,10 +164,10 @@ def finished_layer(training: Training, acts: LayerActivations) -> Row | None:
     return when_reachable(training, lambda: _row_of(training, acts, row, stopped))
 
 
-def _row_of(training: Training, acts: LayerActivations, row: RunRow, stopped: bool) -> Row:
+def _row_of(training: Training, acts: LayerActivations, row: RunRow, stopped: bool) -> TrainedLayer:
     with torch.device("meta"):  # without memory
         sae = build_sae(training.settings.sae, acts.widths_in, acts.d_out)
-    return Row(
+    return TrainedLayer(
         row.layer,
         row.experiment_id,
         row.run_id,

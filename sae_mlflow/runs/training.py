@@ -10,7 +10,7 @@ from sae_mlflow.lm.hookpoints import LanguageModel
 from sae_mlflow.lm.loading import load_language_model
 from sae_mlflow.plots.choice import Choice
 from sae_mlflow.reporting.display import Display
-from sae_mlflow.reporting.layer_table import Row
+from sae_mlflow.reporting.layer_table import TrainedLayer
 from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.stopping import Stopping
 from sae_mlflow.tracking.contents import RunRow
@@ -48,7 +48,7 @@ class Training:
     begun: bool = False
     """Whether a step of any layer has been made."""
     lm: LanguageModel | None = None
-    rows: list[Row] = field(default_factory=list)
+    rows: list[TrainedLayer] = field(default_factory=list)
 
     def language_model(self) -> LanguageModel:
         """Loaded when it is first needed, since cached activations need none."""
