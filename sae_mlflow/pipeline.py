@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -12,17 +13,18 @@ from sae_mlflow.activations.layer import LayerActivations, open_activations
 from sae_mlflow.activations.plan import ActivationPlan, plan_activations
 from sae_mlflow.config import Settings
 from sae_mlflow.disk import free_bytes, in_units
+from sae_mlflow.errors import UserError
 from sae_mlflow.evaluation.evaluate import held_out
-from sae_mlflow.evaluation.layers import evaluate_layers
 from sae_mlflow.lm.loading import check_model, load_tokenizer, resolve_device
 from sae_mlflow.memory import keep_freed_memory
 from sae_mlflow.optimizers import check_optimizer
 from sae_mlflow.reporting.display import Display
-from sae_mlflow.reporting.layer_table import Row, parent_note
+from sae_mlflow.reporting.layer_table import TrainedLayer, parent_note
 from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.runs import outputs
 from sae_mlflow.runs.checkpoints import checkpoints_folder
 from sae_mlflow.runs.delivery import deliver_leftovers, delivered
+from sae_mlflow.runs.evaluation import evaluate_layers
 from sae_mlflow.runs.guards import drawing, optional
 from sae_mlflow.runs.health import judge_again
 from sae_mlflow.runs.later import (
@@ -42,7 +44,7 @@ from sae_mlflow.runs.resume import (
     finished_parents,
     parent_run,
 )
-from sae_mlflow.runs.training import Training
+from sae_mlflow.runs.training import Experiment, Training
 from sae_mlflow.sae import build_sae
 from sae_mlflow.stopping import Stopping
 from sae_mlflow.text.corpus import Windows, token_windows
@@ -90,21 +92,23 @@ def run_training(
         store = JournalledStore(tracking_uri, display.warn)
     with delivered(store, display, settings.tracking.wait_seconds):
         with clock.stage("store"):
-            experiment, experiment_id = choose_experiment(store, settings, experiment_name)
-            finished = finished_parents(store, experiment_id) if resume else set()
+            experiment = choose_experiment(store, settings, experiment_name)
+            finished = finished_parents(store, experiment.id) if resume else set()
             deliver_leftovers(store, display)
             with optional(display, "Trainings that died weren't looked for"):
-                for dead in reap(store, experiment_id):
+                for dead in reap(store, experiment.id):
                     display.say(f"Closed as KILLED: {told(dead)}")
+        stopping = stopping or Stopping()
         training = Training(
-            settings, store, experiment, experiment_id, display, clock, device, pictures, n_layers
+            settings, store, experiment, display, clock, device, pictures, n_layers, stopping
         )
-        training.stopping = stopping or training.stopping
-        old = find_parent(training, resume, finished)
+        if old := find_parent(training, resume, finished):
+            name = store.experiment_name(old.experiment_id)
+            training.old, training.experiment = old, Experiment(name, old.experiment_id)
         windows, plan = _planned(training)  # what is wrong with the settings leaves no run
-        with parent_run(training, old, command) as parent:
-            log_settings(training, parent, old)
-            display.say(f"Runs: {store.address(training.experiment_id, parent.run_id)}")
+        with parent_run(training, command) as parent:
+            log_settings(training, parent)
+            display.say(f"Runs: {store.address(training.experiment.id, parent.run_id)}")
             _train(training, parent, windows, plan)
     settle_ids(training)
     return training
@@ -142,7 +146,7 @@ def _train(training: Training, parent: OpenRun, windows: Windows, plan: Activati
     training.stopping.check()
     if settings.evaluate.after_training:
         with optional(display, "The evaluation isn't complete"):
-            later = f"sae-mlflow evaluate --experiment {training.experiment}"
+            later = f"sae-mlflow evaluate --experiment {training.experiment.name}"
             when_reachable(training, lambda: _evaluate(training, windows, all_acts), later)
         parent.describe(parent_note(settings, training.rows))
     training.stopping.check()
@@ -191,21 +195,23 @@ def _evaluate(training: Training, windows: Windows, all_acts: Sequence[LayerActi
         (row, acts) for row, acts in pairs if not row.evaluation and _can_be_evaluated(display, row)
     ]
     if waiting:
-        rows, their_acts = [row for row, _ in waiting], [acts for _, acts in waiting]
         lm = training.language_model()
         n_tokens = held_out(windows, settings.evaluate.tokens).size
         display.say(f"Evaluating on {n_tokens:,} held-out tokens")
+        style, refused = training.pictures.style, []
         with training.clock.stage("evaluate"):
-            style = training.pictures.style
-            refused = evaluate_layers(
-                training.store, settings, lm, windows, rows, their_acts, style
-            )
+            each = evaluate_layers(training.store, settings, lm, windows, waiting, style)
+            for row, found in each:
+                if isinstance(found, UserError):
+                    refused.append(f"{row.layer}: {found}")
+                else:
+                    training.rows[training.rows.index(row)] = replace(row, evaluation=found)
         for reason in refused:
             display.warn(f"The evaluation isn't complete: {reason}")
     judge_again(training)
 
 
-def _can_be_evaluated(display: Display, row: Row) -> bool:
+def _can_be_evaluated(display: Display, row: TrainedLayer) -> bool:
     """Not where its health stopped it, or its weights aren't numbers any more."""
     if row.stopped:
         return False

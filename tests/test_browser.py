@@ -60,7 +60,7 @@ class Ui:
 
     def __init__(self, tab: Tab, training) -> None:
         self.tab, self.page, self.store = tab, tab.page, training.store
-        self.experiment_id = training.experiment_id
+        self.experiment_id = training.experiment.id
         rows = self.store.layer_runs(self.experiment_id)
         self.layers = {row.layer: row for row in rows}
         self.parent = self.store.run(rows[0].parent_id)
@@ -227,7 +227,7 @@ def test_a_stored_page_opens_its_runs_in_the_ui(tab, training, tmp_path):
     with tab.context.expect_page() as new:
         tab.click(tab.page, 0, 2)
     run = ui.layers["layer1"]
-    assert new.value.url == training.store.address(training.experiment_id, run.run_id)
+    assert new.value.url == training.store.address(training.experiment.id, run.run_id)
     new.value.get_by_role("heading", name=run.name).wait_for()
     link = tab.page.locator("#run a")
     assert link.get_attribute("href") == new.value.url

@@ -136,7 +136,7 @@ def test_a_parent_stands_for_its_layers(command, runs):
 
 def test_what_cannot_be_evaluated_is_said_in_a_sentence(command, store, runs):
     run_id = runs["layer1"].run_id
-    assert command() == (2, "", "error: Give one of --run ID and --experiment NAME.\n")
+    assert command() == (2, "", "error: Give one of --experiment NAME and --run ID.\n")
     assert command("--run", run_id, "--experiment", "tiny")[0] == 2
     status, _, error = command("--run", "0" * 32)
     assert status == 2 and error.startswith(f"error: No run '{'0' * 32}' in sqlite:///")

@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 from saved_saes import change_config
 
 from sae_mlflow.activations.layer import open_activations
-from sae_mlflow.evaluation.layers import evaluate_layers
+from sae_mlflow.errors import UserError
 from sae_mlflow.lm.loading import load_language_model
 from sae_mlflow.pipeline import run_training
 from sae_mlflow.plots.style import load_style
 from sae_mlflow.reporting.display import Display
+from sae_mlflow.runs.evaluation import evaluate_layers
 from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.refusals import is_away
 from sae_mlflow.tracking.store import Store
@@ -22,10 +23,14 @@ from sae_mlflow.tracking.store import Store
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_layer_counts_as_evaluated_once_its_run_has_the_figures(tiny_settings, tmp_path):
-    """Another process locks the store while the LM reads; the work is begun again afterwards."""
+def test_a_layer_counts_as_evaluated_once_its_run_has_the_figures(
+    tiny_settings, tmp_path, monkeypatch
+):
+    """Another process locks the store while the LM reads for the second; what isn't evaluated yet
+    is begun again afterwards."""
+    monkeypatch.setattr("sae_mlflow.runs.evaluation._TOGETHER_BYTES", 0)  # each by itself
     settings = tiny_settings(
-        "model.layers=[1]",
+        "model.layers=[0,1]",
         "evaluate.after_training=false",
         "evaluate.tokens=256",
         "plots.after_training=false",
@@ -36,28 +41,32 @@ def test_a_layer_counts_as_evaluated_once_its_run_has_the_figures(tiny_settings,
     plan, lm = planned(settings), load_language_model(settings.model)
     store = JournalledStore(uri, print)  # of a training that is gone on with: its runs aren't known
     other = sqlite3.connect(file, isolation_level=None)
+    found = {}
 
     def lock(*_):
-        if not other.in_transaction:
+        if found and not other.in_transaction:
             other.execute("BEGIN EXCLUSIVE")
 
-    def evaluated():
-        evaluate_layers(store, settings, lm, plan.windows, rows, open_activations(plan, lm.device))
+    def evaluate():
+        pairs = zip(rows, open_activations(plan, lm.device), strict=True)
+        waiting = [(row, acts) for row, acts in pairs if row.run_id not in found]
+        for row, metrics in evaluate_layers(store, settings, lm, plan.windows, waiting):
+            assert store.flush()
+            found[row.run_id] = metrics
 
     handle = lm.model.register_forward_pre_hook(lock)
     with pytest.raises(Exception) as error:
-        evaluated()
-    assert is_away(error.value) and rows[0].evaluation == {}
+        evaluate()
+    assert is_away(error.value) and list(found) == [rows[0].run_id]
 
     handle.remove()
     other.execute("ROLLBACK")
-    evaluated()
-    assert store.flush()
+    evaluate()
     store.close()
     query = "SELECT value FROM metrics WHERE run_uuid = ? AND key = 'ce_loss_recovered'"
-    assert other.execute(query, [rows[0].run_id]).fetchall() == [
-        (rows[0].evaluation["ce_loss_recovered"],)
-    ]
+    for row in rows:
+        value = found[row.run_id]["ce_loss_recovered"]
+        assert other.execute(query, [row.run_id]).fetchall() == [(value,)]
     other.close()
 
 
@@ -92,8 +101,11 @@ def test_an_sae_that_cannot_be_evaluated_costs_the_other_layers_nothing(tiny_set
     change_config(broken)
     store.reopen(rows[0].run_id).log_folder(broken, "sae")
     all_acts[1].caps["layers.1"] = -1.0
-    nan, giants = evaluate_layers(store, settings, lm, plan.windows, rows, all_acts)
-    assert nan.startswith(f"layer0: runs:/{rows[0].run_id}/sae: weights that aren't numbers")
-    assert giants.startswith("layer1: ") and "have giant norms" in giants
-    assert [bool(row.evaluation) for row in rows] == [False, False, True]
+    layers = list(zip(rows, all_acts, strict=True))
+    found = list(evaluate_layers(store, settings, lm, plan.windows, layers))
+    assert [row for row, _ in found] == rows
+    nan, giants, metrics = (each for _, each in found)
+    assert str(nan).startswith(f"runs:/{rows[0].run_id}/sae: weights that aren't numbers")
+    assert isinstance(giants, UserError) and "have giant norms" in str(giants)
+    assert "ce_loss_recovered" in metrics
     assert "ce_loss_recovered" in store.run(rows[2].run_id).metrics

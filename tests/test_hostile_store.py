@@ -60,7 +60,7 @@ def runs(home, tiny_model, text_file):
     client = MlflowClient(uri)
     client.create_experiment(HOSTILE, artifact_location=(home / "artifacts").as_uri())
     training = run_training(settings, Display(), experiment_name=HOSTILE, tracking_uri=uri)
-    experiment_id, layer = training.experiment_id, training.rows[0].run_id
+    experiment_id, layer = training.experiment.id, training.rows[0].run_id
     parent = client.get_run(layer).data.tags["mlflow.parentRunId"]
     made = client.create_run(
         experiment_id,

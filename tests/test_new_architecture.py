@@ -83,7 +83,7 @@ def test_it_is_trained_evaluated_stored_and_loaded_like_the_others(
         }
     )
     training = run_training(settings, Display(), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    (run,) = training.store.layer_runs(training.experiment_id)
+    (run,) = training.store.layer_runs(training.experiment.id)
     losses = training.rows[0].history["total_loss"]
     assert losses[-1] < losses[0] and "ce_loss_recovered" in run.metrics
     loaded = load_sae(f"runs:/{run.run_id}/sae", tracking_uri=training.store.uri)

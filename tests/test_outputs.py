@@ -32,7 +32,7 @@ def test_a_full_output_folder_costs_a_warning_and_no_layer(tiny_settings, tmp_pa
         for layer in ("layer1", "layer2"):
             assert f"output.dir: the files of {layer} can't be written to {disk}" in caplog.text
         assert "No space left" in caplog.text
-    runs = training.store.layer_runs(training.experiment_id)
+    runs = training.store.layer_runs(training.experiment.id)
     assert [run.status for run in runs] == ["FINISHED"] * 2
 
 

@@ -61,7 +61,7 @@ def store(training):
 @pytest.fixture(scope="module")
 def layers(store, training):
     """The layer runs, the first trained first."""
-    return store.layer_runs(training.experiment_id)[::-1]
+    return store.layer_runs(training.experiment.id)[::-1]
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,14 @@ from sae_mlflow.config_set import parse_set
 from sae_mlflow.errors import UserError
 from sae_mlflow.naming import registered_name, sanitise
 from sae_mlflow.pipeline import run_training
+from sae_mlflow.plots.choice import Choice
 from sae_mlflow.registry import promote, register_run
 from sae_mlflow.reporting.display import Display
 from sae_mlflow.reporting.stopwatch import Stopwatch
 from sae_mlflow.runs import layer as layer_run
 from sae_mlflow.runs.later import now_or_later, registration
-from sae_mlflow.runs.training import Training
+from sae_mlflow.runs.training import Experiment, Training
+from sae_mlflow.stopping import Stopping
 from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.operations import is_pending
 from sae_mlflow.tracking.store import Store
@@ -343,7 +345,8 @@ def journalled(store, monkeypatch):
 
 
 def training_in(store):
-    return Training(Settings(), store, "e", "0", Display(), Stopwatch(), torch.device("cpu"))
+    ours = Settings(), store, Experiment("e", "0"), Display(), Stopwatch(), torch.device("cpu")
+    return Training(*ours, Choice(), n_layers=1, stopping=Stopping())
 
 
 def test_a_registry_that_refuses_costs_a_warning_alone(journalled, trained, capsys, home):

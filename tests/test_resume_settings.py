@@ -194,12 +194,12 @@ def test_what_cant_go_on_is_refused_in_a_sentence(train, interrupt, store):
         train(resume=training.rows[0].run_id)
     with pytest.raises(UserError, match="No run 'nonsense'"):
         train(resume="nonsense")
-    other = store.open_run(training.experiment_id, "other", {})
+    other = store.open_run(training.experiment.id, "other", {})
     with pytest.raises(UserError, match=r"is no training of SAEs\. Give the parent run of one"):
         train(resume=other.run_id)
     interrupt("layer1", 1)
     (layer,) = store.layer_runs(
-        training.experiment_id, parent_id=parents(store)[0].run_id, finished=False
+        training.experiment.id, parent_id=parents(store)[0].run_id, finished=False
     )
     train(resume=layer.run_id)  # its parent is meant
     assert store.run(layer.run_id).status == "FINISHED"

@@ -69,7 +69,7 @@ def trained(tmp_path_factory, tiny_model, text_file):
         }
         settings = load_settings("sae_quick.yaml", overrides)
         training = run_training(settings, Display(), tracking_uri=f"sqlite:///{home}/mlflow.db")
-    rows = training.store.layer_runs(training.experiment_id)[::-1]
+    rows = training.store.layer_runs(training.experiment.id)[::-1]
     return training.store, rows, home / "tensorboard"
 
 
@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_and_no_training(
         "output.tensorboard_dir=events", "plots.after_training=false", "model.layers=1"
     ).model_copy(update={"trackers": ("mlflow", "tensorboard")})
     training = run_training(settings, Display(), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
-    assert training.store.layer_runs(training.experiment_id)[0].status == "FINISHED"
+    assert training.store.layer_runs(training.experiment.id)[0].status == "FINISHED"
     shown = capsys.readouterr().out
     assert shown.count("warning: TensorBoard's files in events/sae/") == 2, "once, and at the end"
 

@@ -173,7 +173,7 @@ def undisturbed(settings: Settings, folder: Path) -> dict[tuple, float]:
     plain = settings.model_copy(update={"experiment": "undisturbed", "output": output})
     training = run_training(plain, Display(), tracking_uri=f"sqlite:///{folder}/undisturbed.db")
     store, values = training.store, {}
-    for row in store.layer_runs(training.experiment_id):
+    for row in store.layer_runs(training.experiment.id):
         for key, step, value in store.history(row.run_id, list(row.metrics)):
             values[row.name, key, step] = value
     return values

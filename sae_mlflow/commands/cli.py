@@ -18,6 +18,12 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
+def check_one_of(experiment: str | None, run: str | None) -> None:
+    """Raise a UserError unless a user named an experiment or a run, and not both."""
+    if bool(experiment) == bool(run):
+        raise UserError("Give one of --experiment NAME and --run ID.")
+
+
 def make_app(**options: Any) -> typer.Typer:
     """A typer app in plain text: no rich boxes around messages, no decorated tracebacks."""
     plain = {

@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sae_mlflow.commands.cli import TRACKING_URI
-from sae_mlflow.errors import UserError
+from sae_mlflow.commands.cli import TRACKING_URI, check_one_of
 from sae_mlflow.terminal import say
 
 
@@ -49,8 +48,7 @@ def evaluate_command(
     latents.html. Special tokens, each window's first position and giant norms pass through
     unspliced, and the zero ablation leaves the same ones as they are.
     """
-    if bool(run) == bool(experiment):
-        raise UserError("Give one of --run ID and --experiment NAME.")
+    check_one_of(experiment, run)
     from sae_mlflow.evaluation.runs import (
         Request,
         evaluate_runs,

@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sae_mlflow.commands.cli import TRACKING_URI
-from sae_mlflow.errors import UserError
+from sae_mlflow.commands.cli import TRACKING_URI, check_one_of
 
 EXIT_SOME_FAILED = 1
 _FILE_WIDTH = 2_000  # columns of a table that goes to a file: no line is broken
@@ -29,8 +28,7 @@ def health_command(
     Each run is held against the thresholds (`health.*`) that it was trained with; failed and
     unfinished runs are judged too. Exits 1 if one is failed.
     """
-    if bool(run) == bool(experiment):
-        raise UserError("Give one of --experiment NAME and --run ID.")
+    check_one_of(experiment, run)
     from rich.console import Console
 
     from sae_mlflow.health.finding import HEALTH_FILE

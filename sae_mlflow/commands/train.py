@@ -102,7 +102,7 @@ def _train(settings: Any, stopping: Stopping, options: Mapping[str, Any]) -> Non
     display = Display()
     training = run_training(settings, display, clock=clock, stopping=stopping, **options)
     display.table(settings.model.label, COLUMNS, [row.cells() for row in training.rows])
-    for line in training.store.next_steps(training.experiment, training.experiment_id):
+    for line in training.store.next_steps(*training.experiment):
         display.say(line)
     if any(row.stopped for row in training.rows):
         raise typer.Exit(EXIT_SOME_STOPPED)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from sae_mlflow.commands.cli import TRACKING_URI
+from sae_mlflow.commands.cli import TRACKING_URI, check_one_of
 from sae_mlflow.errors import OutOfReach, UserError
 from sae_mlflow.stopping import Stopping
 from sae_mlflow.terminal import shown
@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # rich takes a tenth of a second to import, mlflow two
     from sae_mlflow.watching.board import Board
     from sae_mlflow.watching.state import TrainingState, Watch
 
-LOOPBACK = "127.0.0.1"
 EXIT_SOME_FAILED = 1
 _LAST_LOOK_SECONDS = 10.0  # that a page has for the end; a browser that is only starting needs some
 _OTHER_PAGES_SECONDS = 1.5  # that others have then: they ask once a second
@@ -86,8 +85,7 @@ def watch_command(
     Reads the tracking store alone. A store that is out of reach for a while is waited for. Where
     none runs, the newest training is shown as it ended. Exits 1 if a training failed.
     """
-    if bool(run) == bool(experiment):
-        raise UserError("Give one of --experiment NAME and --run ID.")
+    check_one_of(experiment, run)
     if not browser and not {port, open_page, host, *(allow_host or ())} <= {None}:
         raise UserError(
             "--port, --host, --allow-host and --open/--no-open are of the page: add --browser."
@@ -102,6 +100,8 @@ def watch_command(
     store = existing_store(tracking_uri)
     watch, console = Watch(store, experiment, run), Console(highlight=False)
     if browser:
+        from sae_mlflow.watching.server import LOOPBACK
+
         heading = f"Experiment {experiment}" if experiment else f"Run {run}"
         place = Place(port, host or LOOPBACK, tuple(allow_host or ()))
         with _page(store, heading, place, open_page is not False, console) as board:

@@ -7,11 +7,10 @@ from rich.text import Text
 
 from sae_mlflow.health.finding import Finding, Verdict, words
 from sae_mlflow.terminal import plain
-from sae_mlflow.tracking.contents import RunRow
+from sae_mlflow.tracking.contents import SHORT_ID, RunRow
 
 HEALTH_COLOURS: Mapping[str, str] = {"ok": "green", "warning": "yellow", "failed": "red"}
 
-_SHORT_ID = 8
 _WIDE = 110  # columns of a terminal that has room for what to try beside the finding
 
 
@@ -35,7 +34,7 @@ def health_table(
     if wide:
         table.add_column("what to try", no_wrap=to_file, overflow="fold")
     for row, verdict in judged:
-        run_id = row.run_id if to_file else row.run_id[:_SHORT_ID]
+        run_id = row.run_id if to_file else row.run_id[:SHORT_ID]
         status = Text(verdict.status, style=HEALTH_COLOURS[verdict.status])
         head = (Text(run_id, style="dim"), Text(plain(row.layer)), status)
         for finding in verdict.findings:

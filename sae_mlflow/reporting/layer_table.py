@@ -1,6 +1,6 @@
 """The tables of layers that a person reads: in the runs' descriptions and at the command's end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sae_mlflow.architectures import TOPK_FAMILY
@@ -24,18 +24,18 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainedLayer:
     """One layer that has trained."""
 
     layer: str
     """As in tags: `layer10`."""
     experiment_id: str
     run_id: str
-    history: dict[str, list[float]]
+    history: Mapping[str, list[float]]
     weight_bytes: int = 0
     """Of its SAE."""
-    evaluation: dict[str, float] = field(default_factory=dict)
-    """Filled in once the SAE was evaluated."""
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    """The figures of its evaluation; empty where there was none."""
     verdict: Verdict = field(default_factory=Verdict)
     stopped: bool = False
     """Whether its training was, for its health."""
@@ -57,7 +57,7 @@ class Row:
         )
 
 
-def parent_note(settings: Settings, rows: Sequence[Row]) -> str:
+def parent_note(settings: Settings, rows: Sequence[TrainedLayer]) -> str:
     """The parent run's description: what was trained, and a table of layers."""
     sae, text = settings.sae, settings.text
     lines = [

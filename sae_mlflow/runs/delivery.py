@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from sae_mlflow.errors import UserError
 from sae_mlflow.reporting.display import Display
-from sae_mlflow.runs.later import catch_up
+from sae_mlflow.runs.later import catch_up, say_waiting
 from sae_mlflow.tracking.journalled import JournalledStore
 from sae_mlflow.tracking.journals import leftovers
 from sae_mlflow.tracking.store import Store
@@ -62,7 +62,7 @@ def deliver_leftovers(store: Store, display: Display) -> tuple[int, int]:
 def _end(store: JournalledStore, display: Display, seconds: float, in_haste: bool = False) -> None:
     try:
         if not store.flush(seconds if in_haste else None):
-            display.say(f"Waiting up to {seconds:g} s for the tracking store {store.shown_uri}")
+            say_waiting(store, display, seconds)
         if store.wait(seconds) and not in_haste:
             catch_up(store, display.say, display.warn)
         if store.waiting:

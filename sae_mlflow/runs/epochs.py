@@ -62,8 +62,7 @@ def begin(
     """
     earlier = training.earlier.get(acts.site.label)
     there = {} if earlier is None else earlier.params
-    all_params = {**params, "lm.n_layers": training.n_layers}
-    run.log_params({key: value for key, value in all_params.items() if key not in there})
+    run.log_params({key: value for key, value in params.items() if key not in there})
     log = Logbook(run, None if earlier is None else _logged(training, earlier))
     live = LivePicture(training, run, acts.site.label)
     health = LayerHealth(training, run, acts.site.label, params, trainer.sae)

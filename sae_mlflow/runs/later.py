@@ -13,6 +13,7 @@ from sae_mlflow.errors import OutOfReach, UserError
 from sae_mlflow.folders import is_file, user_path
 from sae_mlflow.plots.runs import draw_layer_run, draw_parent
 from sae_mlflow.registry import register_run
+from sae_mlflow.reporting.display import Display
 from sae_mlflow.runs.outputs import pictures
 from sae_mlflow.runs.training import Training
 from sae_mlflow.tracking.journalled import JournalledStore, Task
@@ -95,7 +96,7 @@ def when_reachable(training: Training, work: Callable[[], T], later: str = "") -
     ready = store.flush()
     for _ in range(_TIMES):
         if not ready:
-            training.display.say(f"Waiting up to {seconds:g} s for the store {store.shown_uri}")
+            say_waiting(store, training.display, seconds)
             if not store.wait(seconds):
                 break
         settle_ids(training)
@@ -107,6 +108,10 @@ def when_reachable(training: Training, work: Callable[[], T], later: str = "") -
             ready = False
     hint = f" Do it when that has everything: {later}" if later else ""
     raise OutOfReach(f"The tracking store {store.shown_uri} is out of reach.{hint}")
+
+
+def say_waiting(store: JournalledStore, display: Display, seconds: float) -> None:
+    display.say(f"Waiting up to {seconds:g} s for the tracking store {store.shown_uri}")
 
 
 def settle_ids(training: Training) -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from sae_mlflow import naming
 from sae_mlflow.activations.layer import LayerActivations
-from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.formats import sae_files
 from sae_mlflow.history import FILE_SUFFIX, write_history
 from sae_mlflow.reporting.display import Display
-from sae_mlflow.reporting.layer_table import Row
+from sae_mlflow.reporting.layer_table import TrainedLayer
 from sae_mlflow.runs import outputs
 from sae_mlflow.runs.epochs import Layer, begin, train_epochs
 from sae_mlflow.runs.guards import drawing, recorded
@@ -26,7 +25,7 @@ from sae_mlflow.tracking.process import process_tags
 from sae_mlflow.train import Trainer
 
 
-def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> Row:
+def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> TrainedLayer:
     """One layer's run, from its first epoch, or where it was interrupted, to its pictures.
 
     Where its health stops it, the run is FAILED, and the row says so.
@@ -38,7 +37,7 @@ def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> 
     opened = partial(_open_layer_run, training, parent, acts)
     with suppress(LayerFailed), recorded(opened, training.stopping) as run:
         training.stopping.check()
-        layer = begin(training, run, acts, trainer, _layer_params(settings, trainer, acts))
+        layer = begin(training, run, acts, trainer, _layer_params(training, trainer, acts))
         train_epochs(layer)
         layer.log.mirror.finish()
         _conclude(layer)
@@ -48,9 +47,9 @@ def train_layer(training: Training, parent: OpenRun, acts: LayerActivations) -> 
             raise LayerFailed(layer.health.failure)
     layer.checkpoints.remove()
     weight_bytes = sum(p.numel() * p.element_size() for p in sae.parameters())
-    return Row(
+    return TrainedLayer(
         label,
-        training.experiment_id,
+        training.experiment.id,
         run.run_id,
         layer.log.history,
         weight_bytes,
@@ -104,13 +103,14 @@ def _open_layer_run(training: Training, parent: OpenRun, acts: LayerActivations)
     with training.clock.stage("log"):
         if earlier is not None:
             return training.store.resume_run(earlier)
-        return training.store.open_run(training.experiment_id, name, tags, parent)
+        return training.store.open_run(training.experiment.id, name, tags, parent)
 
 
 def _layer_params(
-    settings: Settings, trainer: Trainer, acts: LayerActivations
+    training: Training, trainer: Trainer, acts: LayerActivations
 ) -> dict[str, object]:
     """A layer's settings with the defaults that depend on its SAE filled in, and its data."""
+    settings = training.settings
     sections = ("model.", "text.", "activations.", "sae.", "train.", "health.")
     params = {key: value for key, value in settings.flat().items() if key.startswith(sections)}
     del params["model.layers"]
@@ -126,6 +126,7 @@ def _layer_params(
         **{f"sae.{key}": value for key, value in sae.hyperparameters().items()},
         **derived,
         DERIVED_PARAM: ",".join(derived),
+        "lm.n_layers": training.n_layers,
         "d_in": acts.d_in,
         "d_out": acts.d_out,
         "d_sae": sae.d_sae,

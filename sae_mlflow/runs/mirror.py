@@ -78,7 +78,7 @@ def complete_mirrors(training: Training) -> None:
     if TENSORBOARD not in training.settings.trackers:
         return
     with optional(training.display, "TensorBoard's files aren't complete"):
-        later = f"sae-mlflow export-tensorboard --experiment {training.experiment}"
+        later = f"sae-mlflow export-tensorboard --experiment {training.experiment.name}"
         when_reachable(training, lambda: _complete(training), later)
 
 
@@ -89,7 +89,7 @@ def _complete(training: Training) -> None:
         pending = _folder(training, row.name, training.store.pending_id(row.run_id))
         if pending != folder and pending.exists():  # it was opened while the store was away
             pending.rename(folder)
-        if training.resumed:  # some of it may be there already
+        if training.old is not None:  # some of it may be there already
             with optional(training.display, f"TensorBoard's files in {folder} aren't complete"):
                 export_run(training.store, row, folder)
             continue
@@ -103,4 +103,4 @@ def _complete(training: Training) -> None:
 
 def _folder(training: Training, run_name: str, run_id: str) -> Path:
     root = training.settings.output.tensorboard_folder
-    return run_folder(root, training.experiment, run_name, run_id)
+    return run_folder(root, training.experiment.name, run_name, run_id)

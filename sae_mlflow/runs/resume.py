@@ -11,7 +11,7 @@ from sae_mlflow.config import Settings
 from sae_mlflow.errors import UserError
 from sae_mlflow.health.stored import judge_run
 from sae_mlflow.history import restored
-from sae_mlflow.reporting.layer_table import Row
+from sae_mlflow.reporting.layer_table import TrainedLayer
 from sae_mlflow.runs.checkpoints import checkpoints_folder, remove_finished
 from sae_mlflow.runs.guards import recorded
 from sae_mlflow.runs.health import STOPPED
@@ -63,7 +63,7 @@ def find_parent(training: Training, resume: str | None, finished: Set[str]) -> R
         return None
     if resume != AUTO:
         return _named(training, resume, finished)
-    for row in training.store.parent_runs(training.experiment_id, running=False):
+    for row in training.store.parent_runs(training.experiment.id, running=False):
         if row.run_id in finished or not are_of(training.settings, row.params):
             continue
         if _is_trained(training.settings, row):
@@ -77,13 +77,11 @@ def find_parent(training: Training, resume: str | None, finished: Set[str]) -> R
 
 def _named(training: Training, run_id: str, finished: Set[str]) -> RunRow:
     row = parent_of(training.store, training.store.find_run(run_id))
-    elsewhere = row.experiment_id != training.experiment_id
+    elsewhere = row.experiment_id != training.experiment.id
     if row.status == FINISHED and (elsewhere or row.run_id in finished):
         raise UserError(
             f"Run {row.run_id} ({row.name}) has finished: there is nothing to go on with."
         )
-    training.experiment_id = row.experiment_id
-    training.experiment = training.store.experiment_name(row.experiment_id)
     _check_settings(training.settings, row)
     if _is_trained(training.settings, row):
         raise UserError(
@@ -102,25 +100,25 @@ def _check_settings(settings: Settings, row: RunRow) -> None:
 
 
 @contextmanager
-def parent_run(training: Training, old: RunRow | None, command: str) -> Iterator[OpenRun]:
+def parent_run(training: Training, command: str) -> Iterator[OpenRun]:
     """The parent's run, new or gone on with, closed as what it came to; no other process of this
     machine takes it up meanwhile.
 
     Args:
         command: what starts the training, for the hint how it goes on.
     """
-    root = checkpoints_folder(training.settings)
+    root, old = checkpoints_folder(training.settings), training.old
     lock = hold(root, old.run_id) if old is not None else None
     try:
         with (
-            recorded(lambda: open_parent(training, old), training.stopping) as parent,
+            recorded(lambda: open_parent(training), training.stopping) as parent,
             _hint_to_resume(training, parent, command),
         ):
             training.stopping.check()
             lock = lock or hold(root, parent.run_id)
             training.lock = Path(lock.lock_file).stem
             if old is not None:
-                training.resumed, training.earlier = True, _earlier(training.store, old)
+                training.earlier = _earlier(training.store, old)
             yield parent
     finally:
         if lock is not None:
@@ -153,7 +151,7 @@ def _earlier(store: Store, parent: RunRow) -> dict[str, RunRow]:
     return {row.layer: row for row in reversed(newest_first)}
 
 
-def finished_layer(training: Training, acts: LayerActivations) -> Row | None:
+def finished_layer(training: Training, acts: LayerActivations) -> TrainedLayer | None:
     """What a layer came to that needs no more training, out of the store; None of any other."""
     row = training.earlier.get(acts.site.label)
     if row is None:
@@ -166,10 +164,10 @@ def finished_layer(training: Training, acts: LayerActivations) -> Row | None:
     return when_reachable(training, lambda: _row_of(training, acts, row, stopped))
 
 
-def _row_of(training: Training, acts: LayerActivations, row: RunRow, stopped: bool) -> Row:
+def _row_of(training: Training, acts: LayerActivations, row: RunRow, stopped: bool) -> TrainedLayer:
     with torch.device("meta"):  # without memory
         sae = build_sae(training.settings.sae, acts.widths_in, acts.d_out)
-    return Row(
+    return TrainedLayer(
         row.layer,
         row.experiment_id,
         row.run_id,

@@ -45,6 +45,8 @@ EVALUATION_METRICS = (
 
 DIGEST_LENGTH = 16
 """Characters of a data set's digest that are kept."""
+SHORT_ID = 8
+"""Characters of a run's id that tell runs apart."""
 
 
 def ui_page(experiment_id: str, run_id: str | None = None) -> str:

@@ -106,11 +106,6 @@ class JournalledStore(Store):
         self._delivery.backlog.wait_for_room()
 
     @property
-    def away(self) -> str:
-        """Why it is out of reach; empty while it isn't."""
-        return self._delivery.away
-
-    @property
     def waiting(self) -> int:
         """Entries that it hasn't taken, and tasks that aren't done."""
         return self._delivery.backlog.waiting

@@ -10,12 +10,11 @@ from sae_mlflow.history import restored
 from sae_mlflow.plots import frames
 from sae_mlflow.plots.interactive import page_content
 from sae_mlflow.plots.pages import Page, run_links
-from sae_mlflow.tracking.contents import RunRow
+from sae_mlflow.tracking.contents import SHORT_ID, RunRow
 from sae_mlflow.tracking.store import Store
 from sae_mlflow.watching.state import WAITING, LayerState, TrainingState
 
 _Seen = tuple[str, int]  # a layer's status, and the epochs that it has had
-_SHORT_ID = 8  # characters that tell runs apart
 
 
 class Curves:
@@ -89,7 +88,7 @@ def labels(rows: Sequence[RunRow]) -> list[str]:
 
 
 def short_name(run_id: str) -> str:
-    return f"run {run_id[:_SHORT_ID]}"
+    return f"run {run_id[:SHORT_ID]}"
 
 
 def _joined(first: Sequence[str], second: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """The evaluation at a training's end: of all layers together, logged to their runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,7 +13,7 @@ from sae_mlflow.evaluation.splice import Splicer
 from sae_mlflow.evaluation.stored_saes import StoredSite, evaluate_stored
 from sae_mlflow.lm.hookpoints import LanguageModel
 from sae_mlflow.plots.style import Style
-from sae_mlflow.reporting.layer_table import Row
+from sae_mlflow.reporting.layer_table import TrainedLayer
 from sae_mlflow.text.corpus import Windows
 from sae_mlflow.tracking.store import Store
 
@@ -26,43 +26,38 @@ def evaluate_layers(
     settings: Settings,
     lm: LanguageModel,
     windows: Windows,
-    rows: Sequence[Row],
-    all_acts: Sequence[LayerActivations],
+    layers: Sequence[tuple[TrainedLayer, LayerActivations]],
     style: Style | None = None,
-) -> list[str]:
-    """Log what the LM loses to each layer's SAE, as it stands in the store; fills in the rows.
-
-    A row is filled in once its run has the figures, so that work cut off may be begun again.
+) -> Iterator[tuple[TrainedLayer, Mapping[str, float] | UserError]]:
+    """Log what the LM loses to each layer's SAE, as it stands in the store.
 
     Args:
-        all_acts: what each row's SAE was trained on.
+        layers: each with what its SAE was trained on.
         style: of pictures; unset means the default.
 
-    Returns:
-        Why layers weren't evaluated, a line each: their SAEs can't be opened, or nothing in the
-        held-out text is for them.
+    Yields:
+        A layer and its figures, once its run has them; or why it isn't evaluated: its SAE can't be
+        opened, or nothing in the held-out text is for it.
 
     Raises:
         OutOfReach: the store doesn't answer.
     """
     splicer = Splicer(lm)
-    refused: list[str] = []
-    for group in _groups(list(zip(rows, all_acts, strict=True))):
+    for group in _groups(layers):
         sites = [StoredSite(row.run_id, acts.site, acts.caps) for row, acts in group]
         found = evaluate_stored(store, splicer, windows, sites, tokens=settings.evaluate.tokens)
         for (row, _), result in zip(group, found, strict=True):
             if isinstance(result, UserError):
-                refused.append(f"{row.layer}: {result}")
+                yield row, result
                 continue
             _log(store, settings, row, result.evaluation, style)
-            row.evaluation.update(result.evaluation.metrics)
-    return refused
+            yield row, result.evaluation.metrics
 
 
 def _groups(
-    layers: Sequence[tuple[Row, LayerActivations]],
-) -> Iterator[list[tuple[Row, LayerActivations]]]:
-    group: list[tuple[Row, LayerActivations]] = []
+    layers: Sequence[tuple[TrainedLayer, LayerActivations]],
+) -> Iterator[list[tuple[TrainedLayer, LayerActivations]]]:
+    group: list[tuple[TrainedLayer, LayerActivations]] = []
     for row, acts in layers:
         if group and sum(r.weight_bytes for r, _ in group) + row.weight_bytes > _TOGETHER_BYTES:
             yield group
@@ -72,7 +67,7 @@ def _groups(
 
 
 def _log(
-    store: Store, settings: Settings, row: Row, evaluation: Evaluation, style: Style | None
+    store: Store, settings: Settings, row: TrainedLayer, evaluation: Evaluation, style: Style | None
 ) -> None:
     model = settings.model.label
     with TemporaryDirectory() as scratch:
