@@ -284,7 +284,7 @@ def test_a_picture_that_cannot_be_drawn_costs_a_warning_and_nothing_else(
         settings, experiment="unseen", plots={}, train={"epochs": 1, "batch_tokens": 256}
     )
     again = run_training(unseen, Display(), tracking_uri=training.store.uri)
-    rows = again.store.layer_runs(again.experiment_id)
+    rows = again.store.layer_runs(again.experiment.id)
     assert [row.status for row in rows] == ["FINISHED", "FINISHED"]
     shown = capsys.readouterr().out
     assert shown.count("weren't drawn") == 3 and "no space left for pictures" in shown
