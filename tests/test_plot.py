@@ -523,9 +523,9 @@ def test_plotting_imports_neither_torch_nor_transformers(tmp_path):
     code = (
         "import sys\n"
         "from sae_mlflow import plot\n"
-        "from sae_mlflow.plots.runs import draw_layer_run\n"
         "light = {'numpy', 'pandas', 'matplotlib', 'seaborn', 'mlflow'} & set(sys.modules)\n"
         "assert not light, f'import sae_mlflow.plot alone imported {light}'\n"
+        "from sae_mlflow.plots.runs import draw_layer_run\n"
         "from sae_mlflow.tracking.store import Store\n"
         f"draw_layer_run(Store({store.uri!r}), {runs['layer9']!r})\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
