@@ -222,7 +222,7 @@ def test_a_heat_map_has_a_row_a_layer_and_a_view_for_each_metric_and_setting(exp
     train(store, experiment_id, range(13), start=0.8, sae__k=16)
     train(store, experiment_id, range(13), start=0.4, sae__k=64)
     page = content(pages(store, experiment_id)["meta-llama-Llama-2-7b-hf_heat_map"])
-    assert page["title"] == "meta-llama/Llama-2-7b-hf · layers over epochs · topk"
+    assert page["title"] == "meta-llama/Llama-2-7b-hf · by layer and epoch · topk"
     views = {view["title"]: view for view in page["views"]}
     assert len(views) == 6
     (cells,) = views["Reconstruction loss · topk · sae.k=64"]["traces"]

@@ -11,8 +11,8 @@ from sae_mlflow.plots.compare.legends import category_looks, draw_legend, handle
 from sae_mlflow.plots.compare.tables import layers_of
 from sae_mlflow.plots.curve import Curve
 from sae_mlflow.plots.frames import over_seeds
-from sae_mlflow.plots.page_layout import Page, Rooms, comparison_title, new_page
-from sae_mlflow.plots.panels import draw_panel, label_lines, place_axis_labels
+from sae_mlflow.plots.page_layout import Page, Rooms, comparison_title, new_page, size_of
+from sae_mlflow.plots.panels import comparison_label, draw_panel, place_axis_labels
 from sae_mlflow.plots.style import Style
 
 MOST_PANELS = 12
@@ -45,6 +45,8 @@ def facets(
                 for name, line in means.groupby("setting", sort=False)
             ]
             draw_panel(axes, style, metric, curves, epochs, layer)
+            label = "\n".join(comparison_label(style, metric, size_of(axes)[1]))
+            axes.set_ylabel(label, linespacing=1.05)
             axes.set_xlabel("epoch")
         _share_values(page.panels[: len(shown)])
         _finish(page, len(shown))
@@ -74,7 +76,7 @@ def _page(
     scale = 1.0 if panels == 1 or style.sizes.page_width else _PANEL
     width, height = style.sizes.history_panel
     panel = scale * width, scale * height
-    lines = len(label_lines(style, metric, True, panel[1]))
+    lines = len(comparison_label(style, metric, panel[1]))
     return new_page(
         style,
         rows,
@@ -84,6 +86,7 @@ def _page(
         notes,
         label_lines=lines,
         right=Rooms(style, lines).right + room,
+        shared_label=True,
     )
 
 

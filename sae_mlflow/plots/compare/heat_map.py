@@ -10,6 +10,7 @@ from sae_mlflow.plots.compare.tables import layers_of
 from sae_mlflow.plots.frames import over_seeds
 from sae_mlflow.plots.numbers import whole_ticks
 from sae_mlflow.plots.page_layout import Rooms, comparison_title, new_page
+from sae_mlflow.plots.panels import comparison_label
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.text_size import inches
 from sae_mlflow.plots.value_axis import ValueTicks
@@ -30,17 +31,19 @@ def heat_map(
     means = means_of(table, metric)
     layers, first, last = list(means.index), int(means.columns[0]), int(means.columns[-1])
     grid = means.to_numpy()
-    look = style.metric(metric)
     gaps = "empty: no number" if np.isnan(grid).any() else ""
     with style.theme():
         size = style.points("tick")
         width = style.sizes.overlay_panel[0]
+        height = max(2.2, min(0.19 * len(layers) * size / 9, 9.0))
+        words = comparison_label(style, metric, height)
         beside = _BAR_GAP + _BAR_WIDTH + inches("0.0000", size) + 0.45 * size / 9
+        beside += 0.17 * (len(words) - 1) * style.points("label") / 9.5
         page = new_page(
             style,
             1,
             1,
-            (width, max(2.2, min(0.19 * len(layers) * size / 9, 9.0))),
+            (width, height),
             comparison_title(style, title),
             [" · ".join(filter(None, (note, gaps)))],
             right=Rooms(style).right + beside,
@@ -64,7 +67,7 @@ def heat_map(
         inch = 1 / figure.get_size_inches()[0]
         bar = figure.add_axes((box.x1 + _BAR_GAP * inch, box.y0, _BAR_WIDTH * inch, box.height))
         drawn = figure.colorbar(image, cax=bar)
-        drawn.set_label(look.unit)
+        drawn.set_label("\n".join(words))
         drawn.outline.set_visible(False)
         drawn.ax.yaxis.set_major_formatter(ValueTicks())
         drawn.ax.yaxis.set_minor_locator(NullLocator())

@@ -107,7 +107,7 @@ def _models(compared: Compared) -> Iterator[Picture]:
     model, setting = compared.table["model"], compared.table["setting"]
     table = compared.table.assign(setting=model + " · " + setting if several else model)
     shared = table.groupby("layer")["model"].transform("nunique") > 1
-    yield from _facets(compared, "compare_models", "models", compared.subject, table[shared])
+    yield from _facets(compared, "compare_models", "by model", compared.subject, table[shared])
     depths = {row.model: row.params.get("lm.n_layers", "") for row in compared.rows}
     placed = compared.ends[compared.ends["depth"].notna()]
     if len(set(depths.values())) > 1 and placed["model"].nunique() > 1:
@@ -115,7 +115,7 @@ def _models(compared: Compared) -> Iterator[Picture]:
             if metric in placed:
                 page = "compare_models_by_depth"
                 name = f"{page}_{naming.sanitise(metric)}"
-                title = (compared.subject, "final values over depth")
+                title = (compared.subject, "over relative depth")
                 yield _picture("by_depth", placed, name, title, compared.note, metric, page)
 
 
@@ -125,7 +125,7 @@ def _architectures(compared: Compared) -> Iterator[Picture]:
         if len({row.architecture for row in rows}) > 1:
             table = compared.table[compared.table["model"] == model]
             what = f"{name}compare_architectures"
-            yield from _facets(compared, what, "architectures", model, table)
+            yield from _facets(compared, what, "by architecture", model, table)
 
 
 def _seeds(compared: Compared) -> Iterator[Picture]:
@@ -135,7 +135,7 @@ def _seeds(compared: Compared) -> Iterator[Picture]:
         runs = [row.run_id for group in several for row in group]
         if runs:
             table = compared.table[compared.table["run_id"].isin(runs)]
-            yield from _facets(compared, f"{name}compare_seeds", "seeds", model, table)
+            yield from _facets(compared, f"{name}compare_seeds", "over seeds", model, table)
 
 
 def _heat_maps(compared: Compared) -> Iterator[Picture]:
@@ -153,7 +153,7 @@ def _heat_maps(compared: Compared) -> Iterator[Picture]:
                     parts = [page, naming.sanitise(metric)]
                     if table["setting"].nunique() > 1:
                         parts.append(naming.sanitise(setting))
-                    title = (model, " · ".join(["layers over epochs", setting]))
+                    title = (model, " · ".join(["by layer and epoch", setting]))
                     yield _picture("heat_map", mine, "_".join(parts), title, "", metric, page)
 
 
