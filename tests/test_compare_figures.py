@@ -26,6 +26,15 @@ def over_epochs(layers, values, metric="val_fvu", seeds=1):
     return pd.DataFrame(rows, columns=frames.COLUMNS)
 
 
+def ends(points, **columns):
+    """A table of `tables.ends_table`: (layer, label, seed, L0, FVU) of each run."""
+    facts = ["layer", "label", "seed", "val_l0_norm", "val_fvu"]
+    table = pd.DataFrame(points, columns=facts)
+    return table.assign(
+        run_id=[str(n) for n in range(len(table))], model="m", architecture="topk", depth=0.5
+    ).assign(**columns)
+
+
 def picture(kind, table, words, metric="", style="default"):
     look = load_style(style)
     return Picture(kind, table, Path("x"), metric, title=("m", words), style=look)
@@ -48,3 +57,62 @@ def test_a_metric_shown_alone_is_named_in_the_title_or_else_at_its_axis(kind, wo
     drawn = comparison(picture(kind, table, words, "val_fvu", "paper"))
     assert f"{LABEL} {UNIT}" in words_of(drawn, "paper")
     assert_readable(drawn, load_style("paper"))
+
+
+def l0_ticks(figure):
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    return [tick for tick in axes.get_xticks() if low <= tick <= high]
+
+
+@pytest.mark.parametrize("style", ["default", "paper", "talk"])
+def test_l0s_that_are_close_have_round_ticks_apart_and_the_width_of_the_panel(style):
+    close = ends([("layer1", "a", 0, 32.32, 0.2), ("layer1", "b", 0, 33.95, 0.1)])
+    figure = comparison(picture("pareto", close, "what sparsity costs", style=style))
+    low, high = figure.axes[0].get_xlim()
+    assert (33.95 - 32.32) / (high - low) > 0.7
+    ticks = l0_ticks(figure)
+    assert len(ticks) > 1 and all(2 * tick == round(2 * tick) for tick in ticks)
+    assert_readable(figure, load_style(style))
+
+
+def test_the_frontier_is_in_the_legend_where_it_is_a_line():
+    def labels(table):
+        (legend,) = comparison(picture("pareto", table, "")).legends
+        return [text.get_text() for text in legend.get_texts()]
+
+    line = [("layer1", "a", 0, 16, 0.3), ("layer2", "b", 0, 32, 0.2)]
+    assert labels(ends(line)) == ["topk", "layer1", "layer2", "not beaten by any"]
+    alone = [("layer1", "a", 0, 16, 0.2), ("layer2", "b", 0, 32, 0.3)]
+    assert labels(ends(alone)) == ["topk", "layer1", "layer2"]
+
+
+def test_many_layers_of_a_pareto_picture_are_told_apart_by_colour():
+    """And what was trained by marker."""
+    layers = [f"layer{n}" for n in range(13)]
+    kinds = [("topk", k) for k in (16, 32)] + [("gated", k) for k in (20, 40)]
+    rows = [(n, f"{a} {k}", 0, k, 0.9 - 0.01 * k) for n in layers for a, k in kinds]
+    table = ends(rows, architecture=[a for _ in layers for a, _ in kinds])
+    figure = comparison(picture("pareto", table, ""))
+    panel, bar = figure.axes
+    drawn = [line for line in panel.lines if line.get_marker() != "None"]
+    assert len({line.get_color() for line in drawn}) == 13
+    assert {line.get_marker() for line in drawn} == {"o", "s"}
+    assert bar.get_ylabel() == "layer"
+    (legend,) = figure.legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named == ["topk", "gated", "not beaten by any"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("pareto", "point: mean over seeds"),
+        ("final_metrics_by_layer", "line: mean over seeds, band: their range"),
+    ],
+)
+def test_means_over_seeds_are_said(kind, said):
+    once = [("layer1", "a", 0, 16, 0.3), ("layer2", "a", 0, 32, 0.2)]
+    assert said not in words_of(comparison(picture(kind, ends(once), "")), "default")
+    twice = [*once, ("layer2", "a", 1, 32, 0.4)]
+    assert said in words_of(comparison(picture(kind, ends(twice), "")), "default")

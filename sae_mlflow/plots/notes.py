@@ -10,11 +10,13 @@ from sae_mlflow.plots.numbers import ranges
 from sae_mlflow.plots.style_parts import MetricStyle
 from sae_mlflow.plots.value_axis import NOT_ON_LOG, OFF_THE_AXIS, not_shown
 
+SEEDS = "line: mean over seeds, band: their range"
+
 
 def with_seeds(note: str, table: pd.DataFrame) -> str:
     """A note, and what a line means where runs differ in the seed."""
     most = table.groupby(["layer", "setting"])["run_id"].nunique().max()
-    seeds = "line: mean over seeds, band: their range" if most > 1 else ""
+    seeds = SEEDS if most > 1 else ""
     return " · ".join(filter(None, (note, seeds)))
 
 

@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator
 from sae_mlflow.errors import known
 from sae_mlflow.plots.compare.legends import category_looks, draw_legend, handles, legend_room
 from sae_mlflow.plots.compare.tables import layers_of, over_seeds_of
+from sae_mlflow.plots.notes import SEEDS
 from sae_mlflow.plots.page_layout import Page, Rooms, comparison_title, new_page, size_of
 from sae_mlflow.plots.panels import label_lines, place_axis_labels
 from sae_mlflow.plots.style import Style
@@ -47,9 +48,11 @@ def by_layer(
     metrics, lines = metrics_of(ends, wanted), lines_of(ends)
     looks = category_looks(style, list(lines))
     layers = layers_of(ends)
+    several = any((over_seeds_of(ends, metric)["seeds"] > 1).any() for metric in metrics)
+    said = " · ".join(filter(None, (note, SEEDS if several else "")))
     with style.theme():
         room = legend_room(style, list(lines)) if len(lines) > 1 else 0.0
-        page = _page(style, metrics, title, [note, absent(ends, metrics)], room)
+        page = _page(style, metrics, title, [said, absent(ends, metrics)], room)
         for axes, metric in zip(page.panels, metrics, strict=False):
             _draw(
                 axes,

@@ -11,6 +11,7 @@ from sae_mlflow.plots.compare.legends import category_looks, draw_legend, handle
 from sae_mlflow.plots.compare.tables import layers_of
 from sae_mlflow.plots.curve import Curve
 from sae_mlflow.plots.frames import over_seeds
+from sae_mlflow.plots.notes import SEEDS
 from sae_mlflow.plots.page_layout import Page, Rooms, comparison_title, new_page, size_of
 from sae_mlflow.plots.panels import comparison_label, draw_panel, place_axis_labels
 from sae_mlflow.plots.style import Style
@@ -92,7 +93,7 @@ def _page(
 
 def _notes(rows: pd.DataFrame, note: str, layers: Sequence[str], shown: Sequence[str]) -> list[str]:
     most = rows.groupby(["layer", "setting"])["run_id"].nunique().max()
-    seeds = "line: mean over seeds, band: their range" if most > 1 else ""
+    seeds = SEEDS if most > 1 else ""
     left_out = f"{len(shown)} of {len(layers)} layers" if len(shown) < len(layers) else ""
     return [" · ".join(filter(None, (note, seeds, left_out)))]
 

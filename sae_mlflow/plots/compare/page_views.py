@@ -19,27 +19,16 @@ from sae_mlflow.plots.compare.page_parts import (
     line_of,
     numbers,
     panel,
-    values_of,
     view,
-)
-from sae_mlflow.plots.compare.pareto import (
-    FIGURES,
-    FRONTIER,
-    Looks,
-    finite,
-    frontier,
-    left_out,
-    points,
 )
 from sae_mlflow.plots.compare.ridges import AXIS, BOUNDS, HEIGHTS, OVERLAP
 from sae_mlflow.plots.compare.tables import layers_of, over_seeds_of
 from sae_mlflow.plots.frames import over_seeds
+from sae_mlflow.plots.notes import SEEDS
 from sae_mlflow.plots.numbers import number_text
 from sae_mlflow.plots.page_shell import rounded
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.style_parts import MetricStyle
-
-_SEEDS = "line: mean over seeds, band: their range"
 
 
 def facet_view(
@@ -57,7 +46,7 @@ def facet_view(
         traces.append({**trace, "facts": [["epoch", "x"], [look.label, "y"]]})
         if not np.isfinite(line["mean"].to_numpy(dtype=float)).all():
             lost.append(f"{layer} · {setting}")
-    said = [_SEEDS if (means["seeds"] > 1).any() else "", _not_all_numbers(lost)]
+    said = [SEEDS if (means["seeds"] > 1).any() else "", _not_all_numbers(lost)]
     panels = [panel(layer, {"title": "epoch"}, {"title": look.unit}) for layer in layers]
     shared = {"share_x": True, "share_y": True, "columns": 4}
     return view(look.label, panels, _in_order(traces), said, log=False, **shared)
@@ -104,64 +93,8 @@ def by_layer_view(
             facts = [["layer", line["layer"].tolist()], [look.label, "y"]]
             traces.append({**trace, "facts": facts})
             several |= bool((line["seeds"] > 1).any())
-    said = [absent(ends, metrics), _SEEDS if several else ""]
+    said = [absent(ends, metrics), SEEDS if several else ""]
     return view("", panels, traces, said, log=False, share_x=True, columns=2)
-
-
-def pareto_view(
-    ends: pd.DataFrame, looks: Looks, style: Style, entries: Entries, runs: Runs
-) -> View:
-    """Lines by L0 for each architecture and layer, and the frontier over all."""
-    table = points(ends)
-    of = runs.by(ends, RUN_KEYS)
-    drawn = [name for name in FIGURES if finite(table, name).any()]
-    panels, traces = [], []
-    for place, name in enumerate(drawn):
-        x = {"title": "L0, active latents per token", "log": True}
-        panels.append(panel("", x, {"title": FIGURES[name]}))
-        there = table[finite(table, name) & (table["l0"] > 0)]
-        best = there.iloc[frontier(there["l0"].tolist(), there[name].tolist())]
-        traces.append(
-            {
-                **values_of(best, "l0", name),
-                "panel": place,
-                "entries": [entries.place("frontier", FRONTIER)],
-                "name": FRONTIER,
-                "colour": style.colours.faint,
-                "step": True,
-            }
-        )
-        keys = ["model", "architecture", "layer"]
-        for key, line in there.groupby(keys, sort=False):
-            model, architecture, layer = map(str, key)
-            line = line.sort_values("l0")
-            belongs = [
-                entries.place("kinds", (model, architecture)),
-                entries.place("layers", layer),
-            ]
-            traces.append(
-                {
-                    **values_of(line, "l0", name),
-                    "panel": place,
-                    "entries": belongs,
-                    "name": " · ".join((model, architecture, layer)),
-                    "colour": looks.colours[model, architecture],
-                    "symbol": entries.shown[belongs[1]]["symbol"],
-                    "facts": _pareto_facts(line),
-                    "each": [of[k] for k in line[RUN_KEYS].itertuples(index=False, name=None)],
-                }
-            )
-    return view("", panels, traces, [left_out(table, drawn, looks)], log=False, share_x=True)
-
-
-def _pareto_facts(line: pd.DataFrame) -> list[list[Any]]:
-    found = [
-        ["setting", line["label"].tolist()],
-        ["L0", numbers(line["l0"])],
-        ["FVU", numbers(line["missed_variance"])],
-        ["CE loss recovered", numbers(1 - line["missed_ce_loss"])],
-    ]
-    return [[name, column] for name, column in found if any(v is not None for v in column)]
 
 
 def heat_view(table: pd.DataFrame, look: MetricStyle, metric: str, runs: Runs) -> View:

@@ -12,6 +12,7 @@ from sae_mlflow import naming
 from sae_mlflow.plots import frames
 from sae_mlflow.plots.compare.by_layer import DEAD_METRICS, FINAL_METRICS
 from sae_mlflow.plots.compare.densities import density_table
+from sae_mlflow.plots.compare.pareto import points, says_something
 from sae_mlflow.plots.compare.tables import ends_table, labelled, run_labels
 from sae_mlflow.plots.layer_key import MOST_LEGEND_ENTRIES
 from sae_mlflow.plots.pictures import OVERLAY_METRICS, Picture, distinct, stem
@@ -160,8 +161,7 @@ def _heat_maps(compared: Compared) -> Iterator[Picture]:
 def _ends(compared: Compared) -> Iterator[Picture]:
     """What the trainings came to."""
     ends = compared.ends
-    l0s = {"val_l0_norm", "l0_norm"} & set(ends.columns)
-    if l0s and {"val_fvu", "fvu"} & set(ends.columns):
+    if says_something(points(ends)):
         title = (compared.subject, "what sparsity costs")
         yield _picture("pareto", ends, "pareto", title, compared.note)
     for name, words, wanted in (
