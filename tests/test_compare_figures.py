@@ -1,15 +1,20 @@
 """Comparisons' figures, drawn of tables as they come out of the store: what they say and show."""
 
+import math
+from math import nan
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from readable import assert_readable, texts
 
 from sae_mlflow.plots import frames
 from sae_mlflow.plots.compare.figures import comparison
 from sae_mlflow.plots.pictures import Picture
 from sae_mlflow.plots.style import load_style
+from sae_mlflow.plots.value_axis import fit_values
 
 LABEL = "Held-out variance unexplained (FVU)"
 UNIT = "fraction of the variance (lower is better)"
@@ -116,3 +121,47 @@ def test_means_over_seeds_are_said(kind, said):
     assert said not in words_of(comparison(picture(kind, ends(once), "")), "default")
     twice = [*once, ("layer2", "a", 1, 32, 0.4)]
     assert said in words_of(comparison(picture(kind, ends(twice), "")), "default")
+
+
+def by_layer(points, style="default", **columns):
+    return comparison(picture("final_metrics_by_layer", ends(points, **columns), "", style=style))
+
+
+def test_no_line_goes_through_a_layer_without_a_number():
+    """Layers stand at their numbers."""
+    values = {3: 0.1, 8: 0.2, 10: math.inf, 20: 0.4, 21: math.nan}
+    figure = by_layer([(f"layer{n}", "a", 0, 32, v) for n, v in values.items()])
+    (line,) = figure.axes[0].lines
+    assert line.get_xdata().tolist() == [3, 8, 10, 20, 21]
+    assert line.get_ydata().tolist() == pytest.approx([0.1, 0.2, nan, 0.4, nan], nan_ok=True)
+    assert f"No number: {LABEL} of layer10, layer21" in words_of(figure, "default")
+
+
+def test_a_line_goes_past_the_layers_that_only_others_have():
+    points = [("layer1", "a", 0, 32, 0.1), ("layer2", "b", 0, 32, 0.2), ("layer3", "a", 0, 32, 0.3)]
+    line, other = by_layer(points).axes[0].lines
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([1, 3], [0.1, 0.3])
+    assert other.get_xdata().tolist() == [2]
+
+
+@pytest.mark.parametrize("style", ["default", "paper", "talk"])
+def test_long_names_of_a_few_layers_are_shortened_and_all_there(style):
+    names = [f"layer{n}_block_sparse_moe_experts_3" for n in (10, 15, 20)]
+    figure = by_layer([(name, "a", 0, 32, 0.1) for name in names], style)
+    said = words_of(figure, style)
+    for number in (10, 15, 20):
+        assert [text for text in said if text.startswith(f"{number}_") and "…" in text]
+    assert_readable(figure, load_style(style))
+
+
+def test_the_axis_of_a_fraction_near_1_ends_there_and_shows_what_they_lack():
+    points = [("layer1", "a", 0, 32, 0.1), ("layer2", "a", 0, 32, 0.2)]
+    figure = by_layer(points, ce_loss_recovered=[0.975, 0.99])
+    (axes,) = [axes for axes in figure.axes if axes.get_title() == "CE loss recovered"]
+    low, high = axes.get_ylim()
+    assert high <= 1 and 0.015 / (high - low) > 0.6
+    axes = Figure().subplots()
+    fit_values(axes, np.array([0.99, 1.0]), fraction=True)
+    assert axes.get_ylim()[1] == 1
+    fit_values(axes, np.array([0.5, 1.2]), fraction=True)
+    assert axes.get_ylim()[1] > 1.2, "an FVU may be"

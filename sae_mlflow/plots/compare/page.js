@@ -174,11 +174,15 @@
       const nticks = decades < 1 ? axis.nticks : Math.min(axis.nticks, Math.max(2, Math.floor(decades / 0.31)));
       return { ...axis, type: "log", range, nticks };
     }
-    if (x.range) return { ...axis, range: x.range };
     if (x.ticks) {
       const longest = x.ticks.reduce((most, name) => Math.max(most, Math.min(name.length, 90)), 1);
-      return { ...axis, ...named(x.ticks, width, 7 * longest + 12), range: [-0.5, x.ticks.length - 0.5] };
+      const room = (7 * longest + 12) * ((x.range[1] - x.range[0]) / width);
+      let last = -Infinity;
+      const shownAt = x.at.filter((at) => at - last >= room && ((last = at), true));
+      const ticktext = shownAt.map((at) => plain(x.ticks[x.at.indexOf(at)]));
+      return { ...axis, tickmode: "array", tickvals: shownAt, ticktext, range: x.range };
     }
+    if (x.range) return { ...axis, range: x.range };
     const [low, high] = xRange(place);
     if (low > high) return { ...axis, range: [0, 1], showticklabels: false };
     const heat = view().traces[0].kind === "cells";

@@ -8,7 +8,14 @@ import pandas as pd
 from matplotlib.colors import to_hex
 
 from sae_mlflow.errors import known
-from sae_mlflow.plots.compare.by_layer import absent, lines_of, metrics_of
+from sae_mlflow.plots.compare.by_layer import (
+    absent,
+    ends_of,
+    lines_of,
+    metrics_of,
+    places_of,
+    values_by_layer,
+)
 from sae_mlflow.plots.compare.depth import depth_lines
 from sae_mlflow.plots.compare.heat_map import is_wide, means_of
 from sae_mlflow.plots.compare.page_parts import (
@@ -22,7 +29,7 @@ from sae_mlflow.plots.compare.page_parts import (
     view,
 )
 from sae_mlflow.plots.compare.ridges import AXIS, BOUNDS, HEIGHTS, OVERLAP
-from sae_mlflow.plots.compare.tables import layers_of, over_seeds_of
+from sae_mlflow.plots.compare.tables import layers_of
 from sae_mlflow.plots.frames import over_seeds
 from sae_mlflow.plots.notes import SEEDS
 from sae_mlflow.plots.numbers import number_text
@@ -76,24 +83,27 @@ def by_layer_view(
     runs: Runs,
 ) -> View:
     """A panel for each metric that there is: its last value over the layers."""
-    layers, metrics = layers_of(ends), metrics_of(ends, wanted)
-    short = [layer.removeprefix("layer") for layer in layers]
+    metrics, places = metrics_of(ends, wanted), places_of(layers_of(ends))
+    axis = {
+        "title": "layer",
+        "ticks": [layer.removeprefix("layer") for layer in places],
+        "at": list(places.values()),
+        "range": list(ends_of(places.values())),
+    }
     panels, traces, several = [], [], False
     for place, metric in enumerate(metrics):
         look = style.metric(metric)
-        x = {"title": "layer", "ticks": short}
-        panels.append(panel(look.label, x, {"title": look.unit}))
+        panels.append(panel(look.label, axis, {"title": look.unit}))
         of = runs.by(ends[ends[metric].notna()], RUN_KEYS)
         for name, rows in lines_of(ends).items():
-            line = over_seeds_of(rows, metric)
-            line = line[np.isfinite(line["mean"].astype(float))]
-            line = line.assign(at=line["layer"].map(layers.index)).sort_values("at", kind="stable")
-            each = [of[key] for key in line[RUN_KEYS].itertuples(index=False, name=None)]
+            line = values_by_layer(rows, metric)
+            line = line.assign(at=line["layer"].map(places))
+            each = [of.get(key, []) for key in line[RUN_KEYS].itertuples(index=False, name=None)]
             trace = line_of(place, entries, name, line, "at", each=each)
             facts = [["layer", line["layer"].tolist()], [look.label, "y"]]
             traces.append({**trace, "facts": facts})
             several |= bool((line["seeds"] > 1).any())
-    said = [absent(ends, metrics), SEEDS if several else ""]
+    said = [absent(ends, metrics, style), SEEDS if several else ""]
     return view("", panels, traces, said, log=False, share_x=True, columns=2)
 
 
