@@ -12,6 +12,8 @@ from readable import assert_readable, texts
 
 from sae_mlflow.plots import frames
 from sae_mlflow.plots.compare.figures import comparison
+from sae_mlflow.plots.compare.heat_map import differs
+from sae_mlflow.plots.numbers import whole_ticks
 from sae_mlflow.plots.pictures import Picture
 from sae_mlflow.plots.style import load_style
 from sae_mlflow.plots.value_axis import fit_values
@@ -165,3 +167,30 @@ def test_the_axis_of_a_fraction_near_1_ends_there_and_shows_what_they_lack():
     assert axes.get_ylim()[1] == 1
     fit_values(axes, np.array([0.5, 1.2]), fraction=True)
     assert axes.get_ylim()[1] > 1.2, "an FVU may be"
+
+
+def test_a_heat_map_has_logarithmic_colours_from_3_to_1_on_with_ticks():
+    def bar(values):
+        table = over_epochs([f"layer{n}" for n in range(13)], values)
+        figure = comparison(picture("heat_map", table, "", "val_fvu"))
+        assert_readable(figure)
+        low, high = figure.axes[1].get_ylim()
+        ticks = [tick for tick in figure.axes[1].get_yticks() if low <= tick <= high]
+        return figure.axes[1].get_yscale(), len(ticks)
+
+    scale, ticks = bar([0.6, 0.3, 0.15])
+    assert scale == "log" and ticks >= 4
+    scale, ticks = bar([0.6, 0.5, 0.4])
+    assert scale == "linear" and ticks >= 4
+
+
+def test_values_that_are_all_the_same_make_no_heat_map():
+    table = over_epochs([f"layer{n}" for n in range(13)], [32.0, 32.0], "l0_norm")
+    assert differs(table, "l0_norm")
+    assert not differs(table.assign(value=32.0), "l0_norm")
+    assert not differs(table.assign(value=nan), "l0_norm")
+
+
+def test_epochs_of_a_narrow_panel_have_their_first_and_last_as_ticks():
+    assert whole_ticks(1, 8, 2) == [1, 8]
+    assert whole_ticks(1, 8, 3) == [1, 5]

@@ -51,7 +51,7 @@ def draw_value_axis(axes: Axes, style: Style, metric: str, curves: Sequence[Curv
         _only_words(axes, style, "0 or less at every epoch:\nnot on a log axis", [])
     else:
         _scale(axes, look, values[values > 0] if look.log else values)
-        axes.yaxis.set_major_locator(_locator(axes, style, look.log))
+        axes.yaxis.set_major_locator(value_locator(axes, style, look.log))
         _draw_target(axes, style, look, curves)
 
 
@@ -93,7 +93,8 @@ def _scale(axes: Axes, look: MetricStyle, values: np.ndarray) -> None:
     axes.set_ylim(low, high)
 
 
-def _locator(axes: Axes, style: Style, log: bool) -> Locator:
+def value_locator(axes: Axes, style: Style, log: bool) -> Locator:
+    """Round ticks, as many as the height of the axes has room for."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     height = figure.get_size_inches()[1] * axes.get_position().height

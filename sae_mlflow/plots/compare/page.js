@@ -167,7 +167,11 @@
   function xAxis(panel, place, width) {
     const axis = { gridcolor: GRID, zeroline: false, tickformat: ",", nticks: Math.max(3, Math.floor(width / 70)) };
     const { x } = panel;
-    if (x.decades) return { ...axis, range: x.range, nticks: undefined, dtick: 1, tick0: 0 };
+    if (x.decades) {
+      const logs = [...Array(Math.floor(x.range[1]) - Math.ceil(x.range[0]) + 1).keys()].map((i) => Math.ceil(x.range[0]) + i);
+      const percents = logs.map((log) => `${log} (${Number((100 * 10 ** log).toPrecision(3))}%)`);
+      return { ...axis, range: x.range, tickmode: "array", tickvals: logs, ticktext: percents };
+    }
     if (x.log) {
       const range = x.range.map(Math.log10);
       const decades = range[1] - range[0]; // with more ticks plotly writes 10, 100 below the others
@@ -282,8 +286,8 @@
         });
       for (const at of panel.x.marks || [])
         made.shapes.push({
-          type: "line", xref: x, yref: "paper", x0: at, x1: at, y0: 0, y1: 1, layer: "below",
-          line: { color: "#8a8a8a", dash: "dash", width: 1 },
+          type: "line", xref: x, yref: "paper", x0: at, x1: at, y0: 0, y1: 1, layer: "above",
+          line: { color: "#555", dash: "dash", width: 1 },
         });
     }
     return made;

@@ -12,6 +12,7 @@ from sae_mlflow import naming
 from sae_mlflow.plots import frames
 from sae_mlflow.plots.compare.by_layer import DEAD_METRICS, FINAL_METRICS
 from sae_mlflow.plots.compare.densities import density_table
+from sae_mlflow.plots.compare.heat_map import differs
 from sae_mlflow.plots.compare.pareto import points, says_something
 from sae_mlflow.plots.compare.tables import ends_table, labelled, run_labels
 from sae_mlflow.plots.layer_key import MOST_LEGEND_ENTRIES
@@ -140,7 +141,7 @@ def _seeds(compared: Compared) -> Iterator[Picture]:
 
 
 def _heat_maps(compared: Compared) -> Iterator[Picture]:
-    """Of a model with more layers than a legend has room for."""
+    """Of a model with more layers than a legend has room for, where they or epochs differ."""
     names = distinct(stem(model) for model in compared.models)
     for model, name in zip(compared.models, names, strict=True):
         table = compared.table[compared.table["model"] == model]
@@ -148,14 +149,17 @@ def _heat_maps(compared: Compared) -> Iterator[Picture]:
             mine = table[table["setting"] == setting]
             if mine["layer"].nunique() <= MOST_LEGEND_ENTRIES:
                 continue
+            note = frames.describe(
+                row for row in compared.rows if row.run_id in set(mine["run_id"])
+            )
             for metric in compared.metrics:
-                if (mine["metric"] == metric).any():
+                if (mine["metric"] == metric).any() and differs(mine, metric):
                     page = f"{name}_heat_map"
                     parts = [page, naming.sanitise(metric)]
                     if table["setting"].nunique() > 1:
                         parts.append(naming.sanitise(setting))
                     title = (model, " · ".join(["by layer and epoch", setting]))
-                    yield _picture("heat_map", mine, "_".join(parts), title, "", metric, page)
+                    yield _picture("heat_map", mine, "_".join(parts), title, note, metric, page)
 
 
 def _ends(compared: Compared) -> Iterator[Picture]:
