@@ -157,6 +157,8 @@ def test_pareto_points_are_held_out_where_there_are_held_out_values():
     assert got["missed_variance"].tolist() == pytest.approx([0.5, 0.6, 0.8])
     assert got["missed_ce_loss"].iloc[0] == pytest.approx(0.1)
     assert got["missed_ce_loss"].iloc[1:].isna().all(), "a mean with a missing value is none"
+    assert got["seeds"].tolist() == [1, 1, 2]
+    assert (got["low_missed_variance"][2], got["high_missed_variance"][2]) == (0.7, 0.9)
 
 
 def test_values_that_are_all_0_have_0_as_their_only_tick():
@@ -178,8 +180,12 @@ def test_one_run_alone_is_compared_with_nothing(experiment):
 
 
 def test_layers_of_one_training_are_compared_by_what_they_came_to(experiment, tmp_path):
+    """And by what sparsity costs where it differs: else that is the final values over again."""
     store, _, experiment_id = experiment
     train(store, experiment_id, [3, 4], tmp_path=tmp_path)
+    pictures = comparisons(compared(store, experiment_id))
+    assert names(pictures) == ["final_metrics_by_layer", "dead_latents", "density"]
+    train(store, experiment_id, [3], tmp_path=tmp_path, sae__k=33)
     pictures = comparisons(compared(store, experiment_id))
     assert names(pictures) == ["pareto", "final_metrics_by_layer", "dead_latents", "density"]
 

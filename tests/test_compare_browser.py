@@ -164,13 +164,15 @@ def test_a_layers_final_value_and_place_are_said(opened):
 
 def test_a_bin_says_its_edges_and_its_share(opened):
     tab = opened("density")
+    said = tab.page.locator(".xtick text").all_text_contents()
+    assert "-2 (1%)" in said and "-1 (10%)" in said
     label = pointed_at(tab, tab.page.locator(".barlayer .trace").last.locator(".point").first)
     assert label[0].startswith("meta-llama/Llama-2-7b-hf · layer12")
     assert label[1].startswith("fire on: 0.1% to ") and label[1].endswith("% of the tokens")
     assert label[2:4] == ["share of the latents: 40.000%", "never fired: 12.0%"]
 
 
-def test_a_cell_says_its_layer_epoch_and_value_also_in_logarithmic_colours(opened):
+def test_a_cell_says_its_layer_epoch_and_value_in_logarithmic_colours_and_in_others(opened):
     tab = opened(HEAT_MAP)
     tab.page.get_by_label("Metric").select_option(label="Reconstruction loss · topk · sae.k=64")
     middle = tab.page.locator(".heatmaplayer image")
@@ -183,7 +185,7 @@ def test_a_cell_says_its_layer_epoch_and_value_also_in_logarithmic_colours(opene
         f"Reconstruction loss: {value}",
         "run meta-llama/Llama-2-7b-hf_layer6",
     ]
-    tab.page.get_by_label("Log colours").check()
+    tab.page.get_by_label("Log colours").uncheck()
     tab.page.locator("#title").hover()
     assert pointed_at(tab, middle) == label
 

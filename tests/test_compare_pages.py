@@ -77,7 +77,8 @@ def test_pictures_that_differ_in_the_metric_have_one_page(experiment):
         "final_metrics_by_layer",
         "dead_latents",
     ]
-    assert [len(page.pictures) for page in found.values()] == [3, 3, 3, 3, 3, 1, 1, 1]
+    # of the heat map two, since L0 is 32 everywhere
+    assert [len(page.pictures) for page in found.values()] == [3, 3, 3, 3, 2, 1, 1, 1]
     titles = [view["title"] for view in content(found["compare_models"])["views"]]
     assert titles == ["Reconstruction loss", "Total loss", "L0 norm"]
     assert list(pages(store, experiment_id, "val_fvu"))[:2] == list(found)[:2]
@@ -85,7 +86,8 @@ def test_pictures_that_differ_in_the_metric_have_one_page(experiment):
 
 def test_they_lie_beside_the_pictures_unless_no_page_is_wanted(experiment, tmp_path):
     store, name, experiment_id = experiment
-    train(store, experiment_id, [3, 4], tmp_path=tmp_path)
+    for number, k in ((3, 16), (4, 32)):
+        train(store, experiment_id, [number], tmp_path=tmp_path, sae__k=k)
     (tmp_path / "density.csv").unlink()
     made = list(draw_experiments(store, [name], Choice(output_dir=tmp_path)))
     (address,) = [line for line in made if line.startswith("runs:") and "pareto.html" in line]
@@ -105,7 +107,8 @@ def test_they_lie_beside_the_pictures_unless_no_page_is_wanted(experiment, tmp_p
 
 def test_no_interactive_makes_none(experiment, tmp_path, monkeypatch):
     store, name, experiment_id = experiment
-    train(store, experiment_id, [3, 4])
+    train(store, experiment_id, [3, 4], sae__k=16)
+    train(store, experiment_id, [3, 4], sae__k=32)
     arguments = ["--experiment", name, "--no-interactive", "--no-log", "--tracking-uri", store.uri]
     monkeypatch.setattr("sys.argv", ["plot", *arguments, "--output-dir", str(tmp_path)])
     with pytest.raises(SystemExit, match="0"):
@@ -182,6 +185,17 @@ def test_the_pareto_page_names_run_layer_l0_fvu_and_ce_of_each_point(experiment,
     ]
 
 
+def test_a_pareto_point_of_several_seeds_says_what_it_is_the_mean_of(experiment):
+    store, _, experiment_id = experiment
+    for seed, fvu in enumerate((0.2, 0.4)):
+        train(store, experiment_id, [3], fvu=fvu, seed=seed)
+    train(store, experiment_id, [3], fvu=0.2, sae__k=64)
+    (view,) = content(pages(store, experiment_id)["pareto"])["views"]
+    _, line = view["traces"]
+    assert view["said"] == ["point: mean over seeds"]
+    assert fact(line, "FVU") == ["0.3 (mean over 2 seeds, 0.2 to 0.4)", 0.2]
+
+
 def test_final_values_are_by_layer_number_with_the_seeds_range(experiment):
     store, _, experiment_id = experiment
     for seed, fvu in enumerate((0.2, 0.4)):
@@ -222,9 +236,9 @@ def test_a_heat_map_has_a_row_a_layer_and_a_view_for_each_metric_and_setting(exp
     train(store, experiment_id, range(13), start=0.8, sae__k=16)
     train(store, experiment_id, range(13), start=0.4, sae__k=64)
     page = content(pages(store, experiment_id)["meta-llama-Llama-2-7b-hf_heat_map"])
-    assert page["title"] == "meta-llama/Llama-2-7b-hf · layers over epochs · topk"
+    assert page["title"] == "meta-llama/Llama-2-7b-hf · by layer and epoch · topk"
     views = {view["title"]: view for view in page["views"]}
-    assert len(views) == 6
+    assert len(views) == 4, "L0 is 32 everywhere"
     (cells,) = views["Reconstruction loss · topk · sae.k=64"]["traces"]
     assert cells["z"] == [[0.4, 0.2, 0.1, 0.05]] * 13
     assert cells["rows"] == [f"layer{n}" for n in range(13)] and cells["x"] == [1, 2, 3, 4]
@@ -259,7 +273,8 @@ def gzipped(html):
 
 def test_runs_lead_to_their_page_where_the_store_is_served(experiment):
     store, _, experiment_id = experiment
-    train(store, experiment_id, [3, 4])
+    train(store, experiment_id, [3, 4], sae__k=16)
+    train(store, experiment_id, [3, 4], sae__k=32)
     runs = content(pages(store, experiment_id)["pareto"])["runs"]
     assert {run["id"] for run in runs} == {row.run_id for row in store.layer_runs(experiment_id)}
     assert {run["address"] for run in runs} == {None}, "this one is a file"

@@ -52,7 +52,7 @@ class LayerKey:
     def draw(self, axes: Axes, curves: Sequence[Curve]) -> float:
         """Draw the legend or the colour bar right of the axes; the inches that it takes there."""
         if len(self._layers) > MOST_LEGEND_ENTRIES:
-            room = self._colour_bar(axes)
+            room = self.colour_bar(axes)
             if len(self._styles) == 1:
                 return room
             if self._style.sizes.page_width is not None:  # no room beside the bar as well
@@ -63,6 +63,10 @@ class LayerKey:
             return self._legend(axes, [self._handle(c.label, c.colour, c.dash) for c in curves])
         layers = [self._handle(layer, self._colour((layer, ""))) for layer in self._layers]
         return self._legend(axes, layers + self._style_handles())
+
+    def colour_of(self, layer: str) -> str:
+        """A layer's, where its lines don't differ in their settings alone."""
+        return self._colour((layer, ""))
 
     def _colour(self, line: tuple[str, str]) -> str:
         order: Sequence[object] = self.lines if self._by_setting else self._layers
@@ -95,7 +99,12 @@ class LayerKey:
             return numbers
         return list(range(len(self._layers)))
 
-    def _colour_bar(self, axes: Axes) -> float:
+    @staticmethod
+    def bar_room(style: Style) -> float:
+        """The inches that a colour bar takes right of the axes."""
+        return _BAR_ROOM * style.points("tick") / 9
+
+    def colour_bar(self, axes: Axes) -> float:
         """A colour bar right of the axes; the inches that it takes."""
         figure, box, values = axes.get_figure(root=True), axes.get_position(), self._bar_values()
         assert figure is not None
@@ -114,7 +123,7 @@ class LayerKey:
         drawn.ax.minorticks_off()
         drawn.ax.tick_params(length=0)
         drawn.ax.grid(False)
-        return _BAR_ROOM * scale
+        return self.bar_room(self._style)
 
     def _legend(self, axes: Axes, handles: list[Line2D], shift: float = 0.0) -> float:
         """A legend right of the axes, `shift` inches further out; the inches that it takes."""

@@ -33,6 +33,8 @@ def ranges(numbers: Sequence[int], limit: int = 4) -> str:
 def whole_ticks(first: int, last: int, most: int = 10) -> list[int]:
     """Whole-number ticks from `first`: all where they are few, else round ones after the first.
 
+    Where no round one is left, the last.
+
     Args:
         most: that have room.
     """
@@ -43,4 +45,4 @@ def whole_ticks(first: int, last: int, most: int = 10) -> list[int]:
     step = next(s for s in (n * power for n in (1, 2, 5, 10)) if s >= rough)
     step = max(step, 1)
     from_second = first + math.ceil(0.6 * step)  # nearer ones would touch the first one's label
-    return [first, *range(math.ceil(from_second / step) * step, last + 1, step)]
+    return [first, *(range(math.ceil(from_second / step) * step, last + 1, step) or [last])]

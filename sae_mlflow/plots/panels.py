@@ -49,8 +49,13 @@ def label_lines(style: Style, metric: str, has_title: bool, height: float) -> li
     """The y label: the unit, under the metric's name where no title gives that."""
     look, size = style.metric(metric), style.points("label")
     room = height + 0.5 * size / 9.5  # it may reach beyond its axes a little
-    name = [] if has_title else broken(look.label, room, size, most=1)
+    name = [] if has_title else in_two(look.label, room, size)
     return name + in_two(look.unit, room, size)
+
+
+def comparison_label(style: Style, metric: str, height: float) -> list[str]:
+    """Of a metric that a comparison shows alone: named here where its title doesn't do so."""
+    return label_lines(style, metric, "{metric}" in style.titles.comparison, height)
 
 
 def place_axis_labels(style: Style, panels: Sequence[Axes]) -> None:

@@ -46,7 +46,7 @@ class Picture:
     style: Style = field(default_factory=load_style)
     formats: tuple[str, ...] = DEFAULT_FORMATS
     title: tuple[str, str] = ("", "")
-    """Of a comparison: what stands for the model, and what is compared."""
+    """Of a comparison: what stands for the model, and what is compared; `words` says of what."""
     marks: Marks = NO_MARKS
     page: str = ""
     """Of a comparison: the interactive page that shows it, without its ending."""
@@ -54,6 +54,12 @@ class Picture:
     @property
     def files(self) -> list[Path]:
         return [self.path.with_name(f"{self.path.name}.{ending}") for ending in self.formats]
+
+    @property
+    def words(self) -> str:
+        """Of a comparison's title: what is compared, by its metric's name if it shows one alone."""
+        label = self.style.metric(self.metric).label if self.metric else ""
+        return " ".join(filter(None, (label, self.title[1])))
 
     @property
     def has_data(self) -> bool:

@@ -87,16 +87,20 @@ def new_sheet(
     *,
     label_lines: int = 1,
     right: float | None = None,
+    shared_label: bool = False,
 ) -> Sheet:
-    """A sheet with its title and notes, and `rows` times `columns` panels.
+    """A page with its title and notes, and `rows` times `columns` panels.
 
     Args:
         panel: the inches of one.
         title: its template, and what its placeholders stand for.
         label_lines: of the longest y label.
         right: inches right of the panels, if more than usual.
+        shared_label: the y label stands at the first column alone.
     """
     rooms = Rooms(style, label_lines)
+    if shared_label:
+        rooms.gap_x -= rooms.left - rooms.ticks
     right = right or rooms.right
     beside = rooms.left + (columns - 1) * rooms.gap_x + right
     width = style.sizes.page_width or beside + columns * panel[0]

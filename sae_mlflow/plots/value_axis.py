@@ -14,6 +14,7 @@ from sae_mlflow.plots.style_parts import MetricStyle
 from sae_mlflow.plots.text_size import broken
 
 _LEAST_SPAN = 0.05  # of the values: what is steadier than that is drawn as steady, not as noise
+_LEAST_OF_LACK = 0.15  # beside values near 1, of what the lowest lacks
 _ZERO_RANGE = (-0.06, 1.0)  # where every value is 0, which is the only tick
 TINY = 1e-300  # no log axis goes below it
 
@@ -50,7 +51,7 @@ def draw_value_axis(axes: Axes, style: Style, metric: str, curves: Sequence[Curv
         _only_words(axes, style, "0 or less at every epoch:\nnot on a log axis", [])
     else:
         _scale(axes, look, values[values > 0] if look.log else values)
-        axes.yaxis.set_major_locator(_locator(axes, style, look.log))
+        axes.yaxis.set_major_locator(value_locator(axes, style, look.log))
         _draw_target(axes, style, look, curves)
 
 
@@ -92,7 +93,8 @@ def _scale(axes: Axes, look: MetricStyle, values: np.ndarray) -> None:
     axes.set_ylim(low, high)
 
 
-def _locator(axes: Axes, style: Style, log: bool) -> Locator:
+def value_locator(axes: Axes, style: Style, log: bool) -> Locator:
+    """Round ticks, as many as the height of the axes has room for."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     height = figure.get_size_inches()[1] * axes.get_position().height
@@ -166,11 +168,15 @@ def _only_words(axes: Axes, style: Style, text: str, ticks: list[float]) -> None
     )
 
 
-def fit_values(axes: Axes, values: np.ndarray, above_zero: bool = False) -> None:
+def fit_values(
+    axes: Axes, values: np.ndarray, above_zero: bool = False, fraction: bool = False
+) -> None:
     """A linear axis around the finite values; steady ones don't look like noise.
 
     Args:
         above_zero: values that are never negative don't have the axis go far below 0.
+        fraction: of values up to 1 the axis doesn't pass 1, and near it what counts is what they
+            lack: of 0.98 and 0.99 one lacks twice as much.
     """
     axes.yaxis.set_major_formatter(ValueTicks())
     finite = values[np.isfinite(values)]
@@ -181,6 +187,10 @@ def fit_values(axes: Axes, values: np.ndarray, above_zero: bool = False) -> None
         axes.yaxis.set_major_locator(FixedLocator([0]))
         return
     low, high = float(finite.min()), float(finite.max())
-    pad = max(0.07 * (high - low), _LEAST_SPAN / 2 * max(abs(low), abs(high)))
+    below_1 = fraction and high <= 1
+    least = _LEAST_SPAN / 2 * max(abs(low), abs(high))
+    if below_1:
+        least = max(min(least, _LEAST_OF_LACK * (1 - low)), 1e-6)
+    pad = max(0.07 * (high - low), least)
     lowest = max(low - pad, -0.06 * high) if above_zero and low >= 0 else low - pad
-    axes.set_ylim(lowest, high + pad)
+    axes.set_ylim(lowest, min(high + pad, 1.0) if below_1 else high + pad)

@@ -82,9 +82,7 @@ def compared(store: Store, contents: Contents, style: Style) -> list[Shown]:
     rows = [run.row for run in contents.finished]
     shown = []
     for picture in comparisons(Compared(store, frames.groups(rows, "all"))):
-        subject, words = picture.title
-        label = style.metric(picture.metric).label if picture.metric else ""
-        title = f"{subject}: {', '.join(filter(None, (words, label)))}"
+        title = f"{picture.title[0]}: {picture.drawn(style, ()).words}"
         shown.append(Shown(picture, title, _SEEN[picture.kind]))
     return shown
 

@@ -1,6 +1,7 @@
 """What trainings came to, layer by layer: final metrics, and how many latents died."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from matplotlib.ticker import FixedLocator
 from sae_mlflow.errors import known
 from sae_mlflow.plots.compare.legends import category_looks, draw_legend, handles, legend_room
 from sae_mlflow.plots.compare.tables import layers_of, over_seeds_of
+from sae_mlflow.plots.notes import SEEDS
 from sae_mlflow.plots.panels import label_lines, place_axis_labels
 from sae_mlflow.plots.sheet import Rooms, Sheet, comparison_title, new_sheet, size_of
 from sae_mlflow.plots.style import Style
@@ -38,17 +40,19 @@ def by_layer(
     """
     metrics, lines = metrics_of(ends, wanted), lines_of(ends)
     looks = category_looks(style, list(lines))
-    layers = layers_of(ends)
+    places = places_of(layers_of(ends))
+    several = any((over_seeds_of(ends, metric)["seeds"] > 1).any() for metric in metrics)
+    said = " · ".join(filter(None, (note, SEEDS if several else "")))
     with style.theme():
         room = legend_room(style, list(lines)) if len(lines) > 1 else 0.0
-        sheet = _sheet(style, metrics, title, [note, absent(ends, metrics)], room)
+        sheet = _sheet(style, metrics, title, [said, absent(ends, metrics, style)], room)
         for axes, metric in zip(sheet.panels, metrics, strict=False):
             _draw(
                 axes,
                 style,
                 metric,
-                layers,
-                {n: over_seeds_of(e, metric) for n, e in lines.items()},
+                places,
+                {n: values_by_layer(e, metric) for n, e in lines.items()},
                 looks,
             )
         for axes in sheet.panels[len(metrics) :]:
@@ -95,7 +99,7 @@ def _draw(
     axes: Axes,
     style: Style,
     metric: str,
-    layers: Sequence[str],
+    places: Mapping[str, int],
     lines: Mapping[str, pd.DataFrame],
     looks: Mapping[str, tuple[str, Dash]],
 ) -> None:
@@ -105,12 +109,10 @@ def _draw(
     edges: list[float] = []
     for name, ends in lines.items():
         colour, dash = looks[name]
-        line = ends[np.isfinite(ends["mean"])]
-        at = line["layer"].map(layers.index).to_numpy(dtype=float)
-        order = np.argsort(at, kind="stable")
-        low, mean, high = (line[c].to_numpy(dtype=float)[order] for c in ("low", "mean", "high"))
+        at = ends["layer"].map(places).to_numpy(dtype=float)
+        low, mean, high = (ends[c].to_numpy(dtype=float) for c in ("low", "mean", "high"))
         axes.plot(
-            at[order],
+            at,
             mean,
             color=colour,
             linestyle=dash,
@@ -120,28 +122,67 @@ def _draw(
             markeredgecolor=style.colours.panel,
             markeredgewidth=0.4 * width,
         )
-        if (line["seeds"] > 1).any():
-            axes.fill_between(at[order], low, high, color=colour, alpha=0.18, linewidth=0)
+        if (ends["seeds"] > 1).any():
+            axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
         edges += [*low, *high]
-    _layer_axis(axes, style, layers)
-    fit_values(axes, np.array(edges), above_zero=True)
+    _layer_axis(axes, style, places)
+    fraction = style.metric(metric).unit.startswith("fraction")
+    fit_values(axes, np.array(edges), above_zero=True, fraction=fraction)
 
 
-def _layer_axis(axes: Axes, style: Style, layers: Sequence[str]) -> None:
-    """Every layer has a place, as many as fit have a name."""
-    names = [layer.removeprefix("layer") for layer in layers]
-    size = style.points("tick")
-    longest = max(inches(name, size) for name in names) + 0.12 * size / 9
-    most = max(2, int(size_of(axes)[0] / longest))
-    step = -(-len(names) // most)
-    places = range(0, len(names), step)
-    axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.xaxis.set_major_locator(FixedLocator(list(places)))
-    axes.xaxis.set_major_formatter(lambda at, _: names[int(at)] if 0 <= at < len(names) else "")
+def values_by_layer(line: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """`over_seeds_of` a line by layer number; NaN where one of its layers has no number."""
+    found = over_seeds_of(line, metric).set_index("layer").reindex(layers_of(line))
+    edges = found[["mean", "low", "high"]].astype(float)
+    found[edges.columns] = edges.where(np.isfinite(edges["mean"]))
+    return found.rename_axis("layer").reset_index()
+
+
+def places_of(layers: Sequence[str]) -> dict[str, int]:
+    """Where each layer stands on the axis: at its number, or in line where one has none."""
+    numbers = [re.fullmatch(r"layer(\d+)", layer) for layer in layers]
+    found = [int(number[1]) for number in numbers if number]
+    return dict(
+        zip(layers, found if len(found) == len(layers) else range(len(layers)), strict=True)
+    )
+
+
+def ends_of(places: Collection[int]) -> tuple[float, float]:
+    """Of an axis with these places."""
+    pad = max(0.5, 0.05 * (max(places) - min(places)))
+    return min(places) - pad, max(places) + pad
+
+
+def _layer_axis(axes: Axes, style: Style, places: Mapping[str, int]) -> None:
+    """Every layer has a place, as many as fit have a name; long names are shortened first."""
+    first, last = ends_of(places.values())
+    size, width = style.points("tick"), size_of(axes)[0]
+    gap, inch = 0.12 * size / 9, width / (last - first)
+    room = max(width / len(places) - gap, 0.6 * size / 9)
+    names = [_shortened(layer.removeprefix("layer"), room, size) for layer in places]
+    longest = max(inches(name, size) for name in names)
+    named: dict[int, str] = {}
+    for name, place in zip(names, places.values(), strict=True):
+        apart = not named or (place - max(named)) * inch >= longest + gap
+        if apart and (last - place) * inch >= (longest - gap) / 2:
+            named[place] = name
+    axes.set_xlim(first, last)
+    axes.xaxis.set_major_locator(FixedLocator(list(named)))
+    axes.xaxis.set_major_formatter(lambda at, _: named.get(round(at), ""))
     axes.set_xlabel("layer")
 
 
-def absent(ends: pd.DataFrame, metrics: Sequence[str]) -> str:
-    """The layers of which a metric isn't known."""
-    without = {m: dict.fromkeys(ends.loc[ends[m].isna(), "layer"]) for m in metrics}
-    return "; ".join(f"No {m}: {known(layers, 3)}" for m, layers in without.items() if layers)
+def _shortened(name: str, room: float, points: float) -> str:
+    """A name's start and end, where all of it is wider than that many inches."""
+    short, most = name, len(name)
+    while inches(short, points) > room and most > 3:
+        most -= 1
+        short = f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
+    return short
+
+
+def absent(ends: pd.DataFrame, metrics: Sequence[str], style: Style) -> str:
+    """The layers of which a metric is no number, by its label."""
+    without = {m: dict.fromkeys(ends.loc[~np.isfinite(ends[m]), "layer"]) for m in metrics}
+    named = [f"{style.metric(m).label} of {known(ls, 3)}" for m, ls in without.items() if ls]
+    return f"No number: {'; '.join(named)}" if named else ""

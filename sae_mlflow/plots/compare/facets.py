@@ -12,8 +12,8 @@ from sae_mlflow.plots.compare.tables import layers_of
 from sae_mlflow.plots.curve import Curve
 from sae_mlflow.plots.frames import over_seeds
 from sae_mlflow.plots.notes import with_seeds
-from sae_mlflow.plots.panels import draw_panel, label_lines, place_axis_labels
-from sae_mlflow.plots.sheet import Rooms, Sheet, comparison_title, new_sheet
+from sae_mlflow.plots.panels import comparison_label, draw_panel, place_axis_labels
+from sae_mlflow.plots.sheet import Rooms, Sheet, comparison_title, new_sheet, size_of
 from sae_mlflow.plots.style import Style
 
 MOST_PANELS = 12
@@ -46,6 +46,8 @@ def facets(
                 for name, line in means.groupby("setting", sort=False)
             ]
             draw_panel(axes, style, metric, curves, epochs, layer)
+            label = "\n".join(comparison_label(style, metric, size_of(axes)[1]))
+            axes.set_ylabel(label, linespacing=1.05)
             axes.set_xlabel("epoch")
         _share_values(sheet.panels[: len(shown)])
         _finish(sheet, len(shown))
@@ -75,7 +77,7 @@ def _sheet(
     scale = 1.0 if panels == 1 or style.sizes.page_width else _PANEL
     width, height = style.sizes.history_panel
     panel = scale * width, scale * height
-    lines = len(label_lines(style, metric, True, panel[1]))
+    lines = len(comparison_label(style, metric, panel[1]))
     return new_sheet(
         style,
         rows,
@@ -85,6 +87,7 @@ def _sheet(
         notes,
         label_lines=lines,
         right=Rooms(style, lines).right + room,
+        shared_label=True,
     )
 
 

@@ -18,7 +18,8 @@ _TWO_COLUMNS = 2.1  # with the gutter between them
 def comparison(picture: Picture) -> Figure:
     """The figure of one of `plan.comparisons`."""
     table, metric, style = picture.table, picture.metric, _wide(picture.style)
-    title, note = picture.title, picture.note if style.titles.note else ""
+    title = (picture.title[0], picture.words)
+    note = picture.note if style.titles.note else ""
     match picture.kind:
         case "facets":
             return facets(table, metric, title, note, style)

@@ -7,6 +7,7 @@
   const SYMBOLS = {
     circle: "●", square: "■", diamond: "◆", "triangle-up": "▲", "triangle-down": "▼",
     cross: "✚", star: "★", x: "✖", "triangle-left": "◀", "triangle-right": "▶",
+    pentagon: "⬟", hexagon: "⬢",
   };
   const BUTTONS = ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"];
   let owners = []; // for each of plotly's traces the one of the view that it draws
@@ -166,15 +167,28 @@
   function xAxis(panel, place, width) {
     const axis = { gridcolor: GRID, zeroline: false, tickformat: ",", nticks: Math.max(3, Math.floor(width / 70)) };
     const { x } = panel;
-    if (x.decades) return { ...axis, range: x.range, nticks: undefined, dtick: 1, tick0: 0 };
-    if (x.range) return { ...axis, range: x.range };
+    if (x.decades) {
+      const logs = [...Array(Math.floor(x.range[1]) - Math.ceil(x.range[0]) + 1).keys()].map((i) => Math.ceil(x.range[0]) + i);
+      const percents = logs.map((log) => `${log} (${Number((100 * 10 ** log).toPrecision(3))}%)`);
+      return { ...axis, range: x.range, tickmode: "array", tickvals: logs, ticktext: percents };
+    }
+    if (x.log) {
+      const range = x.range.map(Math.log10);
+      const decades = range[1] - range[0]; // with more ticks plotly writes 10, 100 below the others
+      const nticks = decades < 1 ? axis.nticks : Math.min(axis.nticks, Math.max(2, Math.floor(decades / 0.31)));
+      return { ...axis, type: "log", range, nticks };
+    }
     if (x.ticks) {
       const longest = x.ticks.reduce((most, name) => Math.max(most, Math.min(name.length, 90)), 1);
-      return { ...axis, ...named(x.ticks, width, 7 * longest + 12), range: [-0.5, x.ticks.length - 0.5] };
+      const room = (7 * longest + 12) * ((x.range[1] - x.range[0]) / width);
+      let last = -Infinity;
+      const shownAt = x.at.filter((at) => at - last >= room && ((last = at), true));
+      const ticktext = shownAt.map((at) => plain(x.ticks[x.at.indexOf(at)]));
+      return { ...axis, tickmode: "array", tickvals: shownAt, ticktext, range: x.range };
     }
+    if (x.range) return { ...axis, range: x.range };
     const [low, high] = xRange(place);
     if (low > high) return { ...axis, range: [0, 1], showticklabels: false };
-    if (x.log) return { ...axis, type: "log", range: [Math.log10(low / 1.15), Math.log10(high * 1.15)] };
     const heat = view().traces[0].kind === "cells";
     const pad = heat ? 0.5 : Math.max(0.02 * (high - low), high - low < 2 ? 0.5 : 0.2);
     const few = high - low < Math.min(12, width / 30) ? { dtick: 1, tick0: low } : {};
@@ -272,8 +286,8 @@
         });
       for (const at of panel.x.marks || [])
         made.shapes.push({
-          type: "line", xref: x, yref: "paper", x0: at, x1: at, y0: 0, y1: 1, layer: "below",
-          line: { color: "#8a8a8a", dash: "dash", width: 1 },
+          type: "line", xref: x, yref: "paper", x0: at, x1: at, y0: 0, y1: 1, layer: "above",
+          line: { color: "#555", dash: "dash", width: 1 },
         });
     }
     return made;
@@ -317,6 +331,7 @@
       const first = page.entries.findIndex((other) => other.group === entry.group) === place;
       if (first && place) button.classList.add("group");
       const sign = entry.symbol ? made("span", SYMBOLS[entry.symbol], { class: "symbol", "aria-hidden": "true" }) : swatch(entry);
+      if (entry.symbol) sign.style.color = entry.colour;
       button.append(sign, made("span", entry.label));
       button.addEventListener("click", () =>
         hideOnly(hidden.has(place) ? [...hidden].filter((p) => p !== place) : [...hidden, place]),

@@ -17,28 +17,15 @@ from sae_mlflow.plots.compare.page_views import (
     depth_view,
     facet_view,
     heat_view,
-    pareto_view,
     ridge_view,
 )
 from sae_mlflow.plots.compare.pages import ComparisonPage
-from sae_mlflow.plots.compare.pareto import FRONTIER, looks_of, points
+from sae_mlflow.plots.compare.pareto import FRONTIER, best_of, drawn_of, points
+from sae_mlflow.plots.compare.pareto_looks import looks_of
+from sae_mlflow.plots.compare.pareto_view import SYMBOLS, pareto_view
 from sae_mlflow.plots.compare.tables import FINAL_METRICS
 from sae_mlflow.plots.page_shell import Around, beside, filled_shell, write_html
 from sae_mlflow.plots.pictures import Picture
-
-SYMBOLS = {
-    "o": "circle",
-    "s": "square",
-    "D": "diamond",
-    "^": "triangle-up",
-    "v": "triangle-down",
-    "P": "cross",
-    "*": "star",
-    "X": "x",
-    "<": "triangle-left",
-    ">": "triangle-right",
-}
-"""What plotly calls matplotlib's markers."""
 
 
 def write_comparison(page: ComparisonPage) -> Path:
@@ -116,11 +103,15 @@ def _add_categories(page: ComparisonPage, entries: Entries, names: Sequence[str]
 def _add_pareto(page: ComparisonPage, entries: Entries) -> None:
     table = points(page.table)
     looks = looks_of(table, page.style)
-    several = table["model"].nunique() > 1
-    for kind, colour in looks.colours.items():
-        entries.add("kinds", kind, colour, label=" · ".join(kind if several else kind[1:]))
-    faint = page.style.colours.faint
-    for layer in dict.fromkeys(table["layer"]):
-        symbol = SYMBOLS[looks.markers.get(layer, "o")]
-        entries.add("layers", layer, faint, symbol=symbol)
-    entries.add("frontier", FRONTIER, faint)
+    several, faint = table["model"].nunique() > 1, page.style.colours.faint
+    for kind, look in looks.kinds.items():
+        label = " · ".join(kind if several else kind[1:])
+        if looks.key:
+            entries.add("kinds", kind, faint, label=label, symbol=SYMBOLS[look])
+        else:
+            entries.add("kinds", kind, look, label=label)
+    for layer, look in looks.layers.items():
+        colour, symbol = (look, "circle") if looks.key else (faint, SYMBOLS[look])
+        entries.add("layers", layer, colour, symbol=symbol)
+    if any(len(best_of(table, name)) > 1 for name in drawn_of(table)):
+        entries.add("frontier", FRONTIER, faint)

@@ -8,7 +8,14 @@ import pandas as pd
 from matplotlib.colors import to_hex
 
 from sae_mlflow.errors import known
-from sae_mlflow.plots.compare.by_layer import absent, lines_of, metrics_of
+from sae_mlflow.plots.compare.by_layer import (
+    absent,
+    ends_of,
+    lines_of,
+    metrics_of,
+    places_of,
+    values_by_layer,
+)
 from sae_mlflow.plots.compare.depth import depth_lines
 from sae_mlflow.plots.compare.heat_map import is_wide, means_of
 from sae_mlflow.plots.compare.page_parts import (
@@ -19,20 +26,10 @@ from sae_mlflow.plots.compare.page_parts import (
     line_of,
     numbers,
     panel,
-    values_of,
     view,
 )
-from sae_mlflow.plots.compare.pareto import (
-    FIGURES,
-    FRONTIER,
-    Looks,
-    finite,
-    frontier,
-    left_out,
-    points,
-)
 from sae_mlflow.plots.compare.ridges import HEIGHTS, OVERLAP
-from sae_mlflow.plots.compare.tables import layers_of, over_seeds_of
+from sae_mlflow.plots.compare.tables import layers_of
 from sae_mlflow.plots.density_figure import AXIS, BOUNDS
 from sae_mlflow.plots.frames import over_seeds
 from sae_mlflow.plots.notes import SEEDS
@@ -87,81 +84,28 @@ def by_layer_view(
     runs: Runs,
 ) -> View:
     """A panel for each metric that there is: its last value over the layers."""
-    layers, metrics = layers_of(ends), metrics_of(ends, wanted)
-    short = [layer.removeprefix("layer") for layer in layers]
+    metrics, places = metrics_of(ends, wanted), places_of(layers_of(ends))
+    axis = {
+        "title": "layer",
+        "ticks": [layer.removeprefix("layer") for layer in places],
+        "at": list(places.values()),
+        "range": list(ends_of(places.values())),
+    }
     panels, traces, several = [], [], False
     for place, metric in enumerate(metrics):
         look = style.metric(metric)
-        x = {"title": "layer", "ticks": short}
-        panels.append(panel(look.label, x, {"title": look.unit}))
+        panels.append(panel(look.label, axis, {"title": look.unit}))
         of = runs.by(ends[ends[metric].notna()], RUN_KEYS)
         for name, rows in lines_of(ends).items():
-            line = over_seeds_of(rows, metric)
-            line = line[np.isfinite(line["mean"].astype(float))]
-            line = line.assign(at=line["layer"].map(layers.index)).sort_values("at", kind="stable")
-            each = [of[key] for key in line[RUN_KEYS].itertuples(index=False, name=None)]
+            line = values_by_layer(rows, metric)
+            line = line.assign(at=line["layer"].map(places))
+            each = [of.get(key, []) for key in line[RUN_KEYS].itertuples(index=False, name=None)]
             trace = line_of(place, entries, name, line, "at", each=each)
             facts = [["layer", line["layer"].tolist()], [look.label, "y"]]
             traces.append({**trace, "facts": facts})
             several |= bool((line["seeds"] > 1).any())
-    said = [absent(ends, metrics), SEEDS if several else ""]
+    said = [absent(ends, metrics, style), SEEDS if several else ""]
     return view("", panels, traces, said, log=False, share_x=True, columns=2)
-
-
-def pareto_view(
-    ends: pd.DataFrame, looks: Looks, style: Style, entries: Entries, runs: Runs
-) -> View:
-    """Lines by L0 for each architecture and layer, and the frontier over all."""
-    table = points(ends)
-    of = runs.by(ends, RUN_KEYS)
-    drawn = [name for name in FIGURES if finite(table, name).any()]
-    panels, traces = [], []
-    for place, name in enumerate(drawn):
-        x = {"title": "L0, active latents per token", "log": True}
-        panels.append(panel("", x, {"title": FIGURES[name]}))
-        there = table[finite(table, name) & (table["l0"] > 0)]
-        best = there.iloc[frontier(there["l0"].tolist(), there[name].tolist())]
-        traces.append(
-            {
-                **values_of(best, "l0", name),
-                "panel": place,
-                "entries": [entries.place("frontier", FRONTIER)],
-                "name": FRONTIER,
-                "colour": style.colours.faint,
-                "step": True,
-            }
-        )
-        keys = ["model", "architecture", "layer"]
-        for key, line in there.groupby(keys, sort=False):
-            model, architecture, layer = map(str, key)
-            line = line.sort_values("l0")
-            belongs = [
-                entries.place("kinds", (model, architecture)),
-                entries.place("layers", layer),
-            ]
-            traces.append(
-                {
-                    **values_of(line, "l0", name),
-                    "panel": place,
-                    "entries": belongs,
-                    "name": " · ".join((model, architecture, layer)),
-                    "colour": looks.colours[model, architecture],
-                    "symbol": entries.shown[belongs[1]]["symbol"],
-                    "facts": _pareto_facts(line),
-                    "each": [of[k] for k in line[RUN_KEYS].itertuples(index=False, name=None)],
-                }
-            )
-    return view("", panels, traces, [left_out(table, drawn, looks)], log=False, share_x=True)
-
-
-def _pareto_facts(line: pd.DataFrame) -> list[list[Any]]:
-    found = [
-        ["setting", line["label"].tolist()],
-        ["L0", numbers(line["l0"])],
-        ["FVU", numbers(line["missed_variance"])],
-        ["CE loss recovered", numbers(1 - line["missed_ce_loss"])],
-    ]
-    return [[name, column] for name, column in found if any(v is not None for v in column)]
 
 
 def heat_view(table: pd.DataFrame, look: MetricStyle, metric: str, runs: Runs) -> View:

@@ -12,6 +12,8 @@ from sae_mlflow import naming
 from sae_mlflow.plots import frames
 from sae_mlflow.plots.compare.by_layer import DEAD_METRICS
 from sae_mlflow.plots.compare.densities import ridge_table
+from sae_mlflow.plots.compare.heat_map import differs
+from sae_mlflow.plots.compare.pareto import points, says_something
 from sae_mlflow.plots.compare.tables import FINAL_METRICS, ends_table, labelled, run_labels
 from sae_mlflow.plots.layer_key import MOST_LEGEND_ENTRIES
 from sae_mlflow.plots.pictures import OVERLAY_METRICS, Picture, distinct, stem
@@ -107,7 +109,7 @@ def _models(compared: Compared) -> Iterator[Picture]:
     model, setting = compared.table["model"], compared.table["setting"]
     table = compared.table.assign(setting=model + " · " + setting if several else model)
     shared = table.groupby("layer")["model"].transform("nunique") > 1
-    yield from _facets(compared, "compare_models", "models", compared.subject, table[shared])
+    yield from _facets(compared, "compare_models", "by model", compared.subject, table[shared])
     depths = {row.model: row.params.get("lm.n_layers", "") for row in compared.rows}
     placed = compared.ends[compared.ends["depth"].notna()]
     if len(set(depths.values())) > 1 and placed["model"].nunique() > 1:
@@ -115,7 +117,7 @@ def _models(compared: Compared) -> Iterator[Picture]:
             if metric in placed:
                 page = "compare_models_by_depth"
                 name = f"{page}_{naming.sanitise(metric)}"
-                title = (compared.subject, "final values over depth")
+                title = (compared.subject, "over relative depth")
                 yield _picture("by_depth", placed, name, title, compared.note, metric, page)
 
 
@@ -125,7 +127,7 @@ def _architectures(compared: Compared) -> Iterator[Picture]:
         if len({row.architecture for row in rows}) > 1:
             table = compared.table[compared.table["model"] == model]
             what = f"{name}compare_architectures"
-            yield from _facets(compared, what, "architectures", model, table)
+            yield from _facets(compared, what, "by architecture", model, table)
 
 
 def _seeds(compared: Compared) -> Iterator[Picture]:
@@ -135,11 +137,11 @@ def _seeds(compared: Compared) -> Iterator[Picture]:
         runs = [row.run_id for group in several for row in group]
         if runs:
             table = compared.table[compared.table["run_id"].isin(runs)]
-            yield from _facets(compared, f"{name}compare_seeds", "seeds", model, table)
+            yield from _facets(compared, f"{name}compare_seeds", "over seeds", model, table)
 
 
 def _heat_maps(compared: Compared) -> Iterator[Picture]:
-    """Of a model with more layers than a legend has room for."""
+    """Of a model with more layers than a legend has room for, where they or epochs differ."""
     names = distinct(stem(model) for model in compared.models)
     for model, name in zip(compared.models, names, strict=True):
         table = compared.table[compared.table["model"] == model]
@@ -147,21 +149,23 @@ def _heat_maps(compared: Compared) -> Iterator[Picture]:
             mine = table[table["setting"] == setting]
             if mine["layer"].nunique() <= MOST_LEGEND_ENTRIES:
                 continue
+            note = frames.describe(
+                row for row in compared.rows if row.run_id in set(mine["run_id"])
+            )
             for metric in compared.metrics:
-                if (mine["metric"] == metric).any():
+                if (mine["metric"] == metric).any() and differs(mine, metric):
                     page = f"{name}_heat_map"
                     parts = [page, naming.sanitise(metric)]
                     if table["setting"].nunique() > 1:
                         parts.append(naming.sanitise(setting))
-                    title = (model, " · ".join(["layers over epochs", setting]))
-                    yield _picture("heat_map", mine, "_".join(parts), title, "", metric, page)
+                    title = (model, " · ".join(["by layer and epoch", setting]))
+                    yield _picture("heat_map", mine, "_".join(parts), title, note, metric, page)
 
 
 def _ends(compared: Compared) -> Iterator[Picture]:
     """What the trainings came to."""
     ends = compared.ends
-    l0s = {"val_l0_norm", "l0_norm"} & set(ends.columns)
-    if l0s and {"val_fvu", "fvu"} & set(ends.columns):
+    if says_something(points(ends)):
         title = (compared.subject, "what sparsity costs")
         yield _picture("pareto", ends, "pareto", title, compared.note)
     for name, words, wanted in (
