@@ -16,7 +16,7 @@ from sae_mlflow.plots.notes import hidden, incomplete, with_seeds
 from sae_mlflow.plots.numbers import ranges
 from sae_mlflow.plots.page_shell import beside, dashes, filled_shell, rounded, write_html
 from sae_mlflow.plots.pages import Page, RunLink
-from sae_mlflow.plots.value_axis import zero_text
+from sae_mlflow.plots.value_axis import is_log, zero_text
 
 
 def write_page(page: Page) -> Path:
@@ -84,6 +84,7 @@ def _metric(
         "key": metric,
         "title": look.label,
         "axis": look.unit,
+        "log": is_log(look, pd.concat([rows["mean"] for rows in by_line.values()])),
         "once": once,
         "said": list(filter(None, said)),
         "said_log": list(filter(None, [_not_on_log_axis(curves)])),

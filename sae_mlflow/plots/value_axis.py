@@ -1,9 +1,10 @@
 """The axis of a metric's values: its range, its ticks, its target, and what can't be on it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, Formatter, Locator, LogLocator, MaxNLocator, NullLocator
 
@@ -14,6 +15,7 @@ from sae_mlflow.plots.style_parts import MetricStyle
 from sae_mlflow.plots.text_size import broken
 
 _LEAST_SPAN = 0.05  # of the values: what is steadier than that is drawn as steady, not as noise
+_LOG_FROM = 1e3  # largest over smallest value: on a linear axis the small ones would all lie on 0
 _ZERO_RANGE = (-0.06, 1.0)  # where every value is 0, which is the only tick
 TINY = 1e-300  # no log axis goes below it
 
@@ -33,6 +35,31 @@ class ValueTicks(Formatter):
             return [self(value) for value in values]
         decimals = next((d for d in range(7) if np.allclose(steps, np.round(steps, d), 1e-6)), 7)
         return [f"{value:,.{decimals}f}" for value in values]
+
+
+def is_log(look: MetricStyle, values: pd.Series) -> bool:
+    """Whether a metric's axis is logarithmic: as its style says, or else as its values need it."""
+    if look.scale is not None:
+        return look.log
+    there = values[np.isfinite(values)]
+    if there.empty or any(edge is not None and edge <= 0 for edge in (*look.limits, look.target)):
+        return False
+    return bool(there.min() > 0 and there.max() / _LOG_FROM > there.min())
+
+
+def with_scales(style: Style, table: pd.DataFrame, metrics: Iterable[str]) -> Style:
+    """The style in which each of the metrics has its scale, and says so where it is logarithmic.
+
+    Args:
+        table: `frames.COLUMNS`, all that is drawn.
+    """
+    scaled = {}
+    for metric in metrics:
+        look = style.metric(metric)
+        if is_log(look, table.loc[table["metric"] == metric, "value"]):
+            words = {"scale": "log", "unit": f"{look.unit}, log scale"}
+            scaled[metric] = look.model_copy(update=words)
+    return style.model_copy(update={"metrics": {**style.metrics, **scaled}})
 
 
 def draw_value_axis(axes: Axes, style: Style, metric: str, curves: Sequence[Curve]) -> None:
@@ -110,6 +137,9 @@ def _draw_target(axes: Axes, style: Style, look: MetricStyle, curves: Sequence[C
     target = look.target
     low, high = axes.get_ylim()
     if target is None or not low < target < high:
+        return
+    pixels = axes.transData.transform([(0, low), (0, low + abs(target))])[:, 1]
+    if not look.log and pixels[1] - pixels[0] < 1:  # it would say that the target is 0
         return
     axes.axhline(
         target,
