@@ -260,12 +260,32 @@ def test_exponential_smoothing_weighs_by_its_span(style):
 
 def test_twelve_layers_are_told_apart_in_grey():
     """Any two lines differ in their dashes, or by a third of the range of lightness."""
-    lines = panel(all_layers(falling(12, 3), "total_loss")).lines
+    assert_told_apart_in_grey(panel(all_layers(falling(12, 3), "total_loss")).lines)
+
+
+def test_layers_at_several_hookpoints_are_told_apart_in_grey():
+    names = ["layer10_mlp", "layer11_mlp", "layer12_mlp", "layer12_self_attn"]
+    table = history_table(MODEL, {name: history(3, n + 1) for n, name in enumerate(names)})
+    lines = panel(all_layers(table, "total_loss")).lines
+    assert len({str(line._dash_pattern) for line in lines}) == 4
+
+
+def assert_told_apart_in_grey(lines):
     looks = [(str(line._dash_pattern), grey(line.get_color())) for line in lines]
     span = max(g for _, g in looks) - min(g for _, g in looks)
     for i, (dash, shade) in enumerate(looks):
         for other_dash, other_shade in looks[i + 1 :]:
             assert dash != other_dash or abs(shade - other_shade) > span / 3
+
+
+def test_where_lines_do_not_fit_by_name_the_legend_is_of_layers_and_of_settings():
+    table = falling(12, 3)
+    table = table[table["layer"].isin(["layer10", "layer11"])]
+    table = pd.concat([table.assign(setting=f"sae.k={k}") for k in (8, 16, 32, 64)])
+    figure = all_layers(table, "total_loss", "", load_style("paper"))
+    named = [text.get_text() for text in panel(figure).get_legend().get_texts()]
+    assert named == ["layer10", "layer11", "sae.k=8", "sae.k=16", "sae.k=32", "sae.k=64"]
+    assert_readable(figure, load_style("paper"))
 
 
 def grey(colour: str) -> float:
