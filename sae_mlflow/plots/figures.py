@@ -87,7 +87,11 @@ def single_metric(
 
 
 def all_layers(
-    table: pd.DataFrame, metric: str, note: str = "", style: Style | None = None
+    table: pd.DataFrame,
+    metric: str,
+    note: str = "",
+    style: Style | None = None,
+    left_out: str = "",
 ) -> Figure:
     """A metric of all layers of a model over each other, coloured by their number.
 
@@ -96,12 +100,17 @@ def all_layers(
 
     Args:
         table: `frames.COLUMNS`, of one model; layers that lack the metric are named in a note.
+        left_out: what isn't in the table; a line under the title whatever the style.
     """
     style = with_scales(style or load_style(), table, [metric])
     with style.theme():
         key, epochs = LayerKey(table, style), _epochs(table[table["metric"] == metric])
         curves, absent = _curves(key, table, metric)
-        facts = [*incomplete(curves, absent, epochs, style.metric(metric)), hidden(curves)]
+        facts = [
+            left_out,
+            *incomplete(curves, absent, epochs, style.metric(metric)),
+            hidden(curves),
+        ]
         words, panel = _words(table, style.metric(metric).label), style.sizes.overlay_panel
         page = new_page(
             style,

@@ -18,6 +18,7 @@ def comparison(picture: Picture) -> Figure:
     """The figure of one of `plan.comparisons`."""
     table, metric, style = picture.table, picture.metric, _wide(picture.style)
     title, note = picture.title, picture.note if style.titles.note else ""
+    note = " · ".join(filter(None, (note, picture.left_out)))
     match picture.kind:
         case "facets":
             return facets(table, metric, title, note, style)
