@@ -182,4 +182,4 @@ def _order(run: LayerRun) -> tuple[object, ...]:
     row, seed = run.row, run.seed
     number = int(seed) if seed.isdecimal() else -1
     where = (row.model, naming.layer_order(row.layer), row.architecture)
-    return (*where, run.setting, number, seed, row.start_time)
+    return (*where, naming.natural_order(run.setting), number, seed, row.start_time)
