@@ -282,7 +282,9 @@ def fake_store(uri: str):
     ],
 )
 def test_a_run_has_an_address_where_the_store_is_served_and_no_password_in_it(uri, address):
-    row = SimpleNamespace(run_id="r", name="name", experiment_id="3")
+    row = SimpleNamespace(
+        run_id="r", name="name", experiment_id="3", model="m", layer="layer1", params={}
+    )
     (link,) = run_links(fake_store(uri), [row])
     query = "?workflowType=machine_learning"
     assert link == RunLink("r", "name", address and address + query)

@@ -29,22 +29,31 @@ def health_table(
             first 8 characters of it, once.
     """
     wide = to_file or width >= _WIDE
+    from sae_mlflow.plots.frames import told_apart
+
+    judged = list(judged)
+    apart = told_apart([row for row, _ in judged])
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold underline")
-    for name in ("run", "layer", "status"):
-        table.add_column(name, no_wrap=True)
+    table.add_column("run", no_wrap=True)
+    table.add_column("layer", no_wrap=True)
+    if any(apart):
+        table.add_column("setting", no_wrap=to_file)
+    table.add_column("status", no_wrap=True)
     table.add_column("finding" if wide else "finding, what to try", no_wrap=to_file)
     for name in ("epoch", "number"):
         table.add_column(name, justify="right", no_wrap=True)
     if wide:
         table.add_column("what to try", no_wrap=to_file, overflow="fold")
-    for row, verdict in judged:
+    for (row, verdict), setting in zip(judged, apart, strict=True):
         run_id = row.run_id if to_file else row.run_id[:_SHORT_ID]
         status = Text(verdict.status, style=COLOURS[verdict.status])
-        head = (Text(run_id, style="dim"), Text(plain(row.layer)), status)
+        head = [Text(run_id, style="dim"), Text(plain(row.layer)), status]
+        if any(apart):
+            head.insert(2, Text(plain(setting)))
         for finding in verdict.findings:
             table.add_row(*head, *_cells(finding, wide))
             if not to_file:
-                head = (Text(), Text(), Text())
+                head = [Text() for _ in head]
         if not verdict.findings:
             table.add_row(*head)
     return table

@@ -96,6 +96,14 @@ def setting_labels(grouped: Sequence[Sequence["RunRow"]]) -> list[str]:
     return labels
 
 
+def told_apart(rows: Sequence["RunRow"]) -> list[str]:
+    """For each run the settings and the seed in which runs differ: `sae.k=32 · seed 1`."""
+    seeds = [row.params.get("seed", "") for row in rows]
+    named = [f"seed {seed}" if seed and len(set(seeds)) > 1 else "" for seed in seeds]
+    settings = setting_labels([[row] for row in rows])
+    return [" · ".join(filter(None, both)) for both in zip(settings, named, strict=True)]
+
+
 def run_table(
     store: "Store", grouped: Sequence[Sequence["RunRow"]], metrics: Sequence[str]
 ) -> pd.DataFrame:

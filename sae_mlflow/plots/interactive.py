@@ -120,7 +120,13 @@ def _curve(
 
 
 def _run(link: RunLink, seed: str) -> dict[str, Any]:
-    return {"id": link.run_id, "name": link.name, "address": link.address, "seed": seed}
+    return {
+        "id": link.run_id,
+        "name": link.name,
+        "address": link.address,
+        "apart": link.apart,
+        "seed": seed,
+    }
 
 
 def _series(rows: pd.DataFrame, *columns: str) -> dict[str, list[Any]]:
