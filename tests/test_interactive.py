@@ -35,6 +35,7 @@ from sae_mlflow.plots.layer_key import LayerKey
 from sae_mlflow.plots.pages import Page, RunLink, all_layers_page, layer_page, run_links
 from sae_mlflow.plots.runs import draw_layer_run, draw_parent
 from sae_mlflow.plots.style import load_style
+from sae_mlflow.tracking.contents import BEST_METRICS, EVALUATION_METRICS
 
 HOSTILE = "</script><img src=x onerror=alert(1)> $x_1$ & \"'`"
 ALL_LAYERS = f"{STEM}_all_layers.html"
@@ -168,6 +169,16 @@ def test_every_metric_can_be_chosen_the_pictures_first():
     assert keys == ["reconstruction_loss", "l0_norm", "fvu", "val_fvu"]
     assert metrics[3]["title"] == "Held-out variance unexplained (FVU)"
     assert "lower is better" in metrics[3]["axis"]
+
+
+def test_every_metric_of_a_training_has_words_and_they_stand_in_the_styles_order():
+    keys = (*BEST_METRICS, *EVALUATION_METRICS, "total_loss", "dead_fraction", "own_metric")
+    metrics = elements(overlay(table(*(("a", "layer1", "0", key, [0.5]) for key in keys)))).data
+    order = [metric["key"] for metric in metrics["metrics"]]
+    listed = [key for key in load_style().metrics if key in keys and key != "total_loss"]
+    assert order == ["total_loss", *listed, "own_metric"]
+    raw = {metric["key"] for metric in metrics["metrics"] if metric["axis"] == metric["key"]}
+    assert raw == {"own_metric"}
 
 
 def test_what_was_measured_once_after_training_stands_apart():
