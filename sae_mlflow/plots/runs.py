@@ -17,7 +17,7 @@ from sae_mlflow.plots.drawing import Drawable
 from sae_mlflow.plots.homes import ALL_MODELS, Homes
 from sae_mlflow.plots.jobs import Job, carry_out, jobs_of
 from sae_mlflow.plots.left_out import left_out, unfinished
-from sae_mlflow.plots.marks import NO_MARKS, marks_of
+from sae_mlflow.plots.marks import NO_MARKS, health_note, marks_of
 from sae_mlflow.plots.pages import all_layers_page, layer_page, run_links
 from sae_mlflow.plots.pictures import (
     OVERLAY_METRICS,
@@ -176,8 +176,9 @@ def _layer_jobs(
         ]
         copies: list[Drawable] = [*layer_pictures(drawn, folder, unique, choice.metric)]
         if choice.interactive == "all":
-            links = run_links(store, group)
-            pictures.append(layer_page(mine, Path(), name, choice.metric, note, links))
+            links, health = run_links(store, group), health_note(marks, {})
+            said = " · ".join(filter(None, (note, health)))
+            pictures.append(layer_page(mine, Path(), name, choice.metric, said, links))
             copies.append(layer_page(mine, folder, unique))
         home = homes.of(group) if homes else None
         jobs += jobs_of(pictures, copies, home, choice)
