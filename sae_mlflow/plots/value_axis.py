@@ -29,12 +29,25 @@ class ValueTicks(Formatter):
         return number_text(value)
 
     def format_ticks(self, values: Sequence[float]) -> list[str]:
-        steps = np.diff(values)
-        largest = max(map(abs, values), default=0)
-        if not len(steps) or not 1e-3 <= largest < 1e7 or not np.allclose(steps, steps[0]):
+        """All ticks of an axis in one notation: with as many decimals, or all as powers of ten."""
+        steps, largest = np.diff(values), max(map(abs, values), default=0)
+        if not len(steps) or not largest:
+            return [self(value) for value in values]
+        even = np.allclose(steps, steps[0])
+        least = largest if even else min(abs(value) for value in values if value)
+        if largest >= 1e7 or largest < 1e-3 or least < 1e-4:
+            return [_in_powers(value if abs(value) > 1e-9 * least else 0) for value in values]
+        if not even:
             return [self(value) for value in values]
         decimals = next((d for d in range(7) if np.allclose(steps, np.round(steps, d), 1e-6)), 7)
         return [f"{value:,.{decimals}f}" for value in values]
+
+
+def _in_powers(value: float) -> str:
+    """`0`, `5`, `5e6`, `1.5e7`."""
+    mantissa, _, exponent = f"{value:.3e}".partition("e")
+    power = f"e{int(exponent)}" if int(exponent) else ""
+    return f"{mantissa.rstrip('0').rstrip('.')}{power}"
 
 
 def is_log(look: MetricStyle, values: pd.Series) -> bool:
