@@ -1,6 +1,6 @@
 """Verdicts about runs as a table: a row a finding, and one for a run that is well."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -19,7 +19,10 @@ _WIDE = 110  # columns of a terminal that has room for what to try beside the fi
 
 
 def health_table(
-    judged: "Iterable[tuple[RunRow, Verdict]]", width: int = 80, to_file: bool = False
+    judged: "Sequence[tuple[RunRow, Verdict]]",
+    width: int = 80,
+    to_file: bool = False,
+    apart: Sequence[str] = (),
 ) -> Table:
     """Runs in the order given, each with its findings.
 
@@ -27,12 +30,9 @@ def health_table(
         width: of the terminal, in characters.
         to_file: each line whole and on its own, with the run's whole id; a terminal's table has the
             first 8 characters of it, once.
+        apart: of each run the settings in which it differs from the others.
     """
     wide = to_file or width >= _WIDE
-    from sae_mlflow.plots.frames import told_apart
-
-    judged = list(judged)
-    apart = told_apart([row for row, _ in judged])
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold underline")
     table.add_column("run", no_wrap=True)
     table.add_column("layer", no_wrap=True)
@@ -44,7 +44,7 @@ def health_table(
         table.add_column(name, justify="right", no_wrap=True)
     if wide:
         table.add_column("what to try", no_wrap=to_file, overflow="fold")
-    for (row, verdict), setting in zip(judged, apart, strict=True):
+    for (row, verdict), setting in zip(judged, apart or [""] * len(judged), strict=True):
         run_id = row.run_id if to_file else row.run_id[:_SHORT_ID]
         status = Text(verdict.status, style=COLOURS[verdict.status])
         head = [Text(run_id, style="dim"), Text(plain(row.layer)), status]
