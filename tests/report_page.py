@@ -63,7 +63,7 @@ class ReportPage(HTMLParser):
 
     @property
     def layers(self) -> list[dict[str, str]]:
-        return self.table("model", "layer", "status", "health")
+        return self.table("layer", "status", "health")
 
     @property
     def images(self) -> list[tuple[str, Image.Image]]:

@@ -248,6 +248,21 @@ def test_metrics_are_chosen_and_the_axis_is_switched(opened, tab):
     assert tab.hover(page, 0, 1) == ["layer9", "epoch 2", "other: -1"]
 
 
+def test_a_page_opens_with_a_log_axis_where_values_need_one(opened):
+    losses = {"total_loss": [0.4, 0.3, 4e7], "reconstruction_loss": [0.4, 0.3, 0.2]}
+    page = opened(Page(history_table("model", {"layer1": losses}), Path(), "model"))
+    log, metric, axis = page.get_by_label("Log axis"), page.get_by_label("Metric"), page.locator
+    assert not log.is_checked()
+    metric.select_option(label="Total loss")
+    assert log.is_checked() and axis(".ytitle").text_content().endswith(", log scale")
+    metric.select_option(label="Reconstruction loss")
+    assert not log.is_checked() and "log" not in axis(".ytitle").text_content()
+    log.check()
+    log.uncheck()
+    metric.select_option(label="Total loss")
+    assert not log.is_checked(), "what a person chose stays"
+
+
 def test_the_legend_hides_and_shows_curves(opened):
     page = opened(Page(table(), Path(), "model"))
     first = page.get_by_role("button", name="layer9")

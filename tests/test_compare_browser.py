@@ -106,7 +106,10 @@ def test_a_point_says_its_line_layer_epoch_value_and_run(opened):
         "mean over seeds, from 0.2 to 0.4",
     ]
     tab.click(tab.page, 2, 1)
-    assert tab.page.locator("#run div").count() == 2
+    name = "Run meta-llama/Llama-2-7b-hf_layer0 · "
+    told = tab.page.locator("#run div").all_text_contents()
+    assert [text.startswith(name) and "sae.k=16" in text for text in told] == [True, True]
+    assert {text.split(":")[0][-6:] for text in told} == {"seed 0", "seed 1"}
     tab = opened("compare_models")
     page = tab.page
     page.get_by_role("button", name="gated").dblclick()

@@ -14,6 +14,7 @@ from readable import assert_readable, texts
 from sae_mlflow.plots.figures import HISTORY_METRICS, all_layers, single_metric, training_history
 from sae_mlflow.plots.frames import history_table
 from sae_mlflow.plots.numbers import number_text, ranges, whole_ticks
+from sae_mlflow.plots.value_axis import ValueTicks
 
 
 def curve(epochs: int, start: float = 0.8) -> dict[str, list[float]]:
@@ -294,6 +295,22 @@ def test_steady_values_are_not_blown_up_into_noise():
 )
 def test_numbers_are_written_short(value, text):
     assert number_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("ticks", "texts"),
+    [
+        ([0, 5e6, 1e7, 1.5e7], ["0", "5e6", "1e7", "1.5e7"]),
+        ([1e-4, 1.5e-4, 2e-4], ["1e-4", "1.5e-4", "2e-4"]),
+        ([0.01, 1, 100, 1e8], ["1e-2", "1", "1e2", "1e8"]),
+        ([0.1, 1, 10, 100], ["0.1", "1", "10", "100"]),
+        ([-0.5, 1e-17, 0.5], ["-0.5", "0.0", "0.5"]),
+        ([5e-324, 0.25], ["0.00", "0.25"]),
+        ([10_000, 20_000], ["10,000", "20,000"]),
+    ],
+)
+def test_the_ticks_of_an_axis_are_in_one_notation(ticks, texts):
+    assert ValueTicks().format_ticks(ticks) == texts
 
 
 def test_epochs_are_written_as_ranges():

@@ -74,6 +74,7 @@ def test_an_fvu_that_rose_by_half_of_the_variance_diverged_where_the_rise_began_
     """0.35 is the lowest, 0.85 the border: passed at epoch 3, left at 4, passed again at 5."""
     finding = only(judged(val_fvu=[0.5, 0.35, 0.9, 0.8, 0.86, 0.9]), "diverged")
     assert (finding.epoch, finding.number, finding.severity) == (5, 0.9, "failed")
+    assert finding.message == "FVU is 0.9 at epoch 6, 0.86 at epoch 5, after 0.35"
     below = [0.5, 0.35, 0.9, 0.8, 0.86, 0.84]
     assert judged(val_fvu=below, fvu=below).status == "ok"
 
@@ -220,7 +221,8 @@ def test_a_run_that_failed_or_was_interrupted_is_not_well():
     finding = only(judged(facts), "run_failed")
     assert finding.severity == "failed"
     assert finding.message == "the run failed after epoch 6 of 20: the disk is full"
-    assert only(judged(changed(status="KILLED")), "interrupted").severity == "warning"
+    finding = only(judged(changed(status="KILLED")), "interrupted")
+    assert finding.severity == "warning" and "--resume auto" in finding.advice
     nan = judged(facts, total_loss=[math.nan] * 6)
     assert only(nan, "not_finite"), "which says more than that it failed"
 

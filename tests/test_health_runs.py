@@ -239,6 +239,21 @@ def test_without_a_failed_run_the_command_exits_0(past):
         assert len(done.stdout.splitlines()) == 2
 
 
+def test_runs_of_one_layer_are_told_apart_by_settings_and_seed():
+    store, _ = filled_store()
+    parent = add_parent(store, new_experiment(store, "k and seeds"))
+    for k, seed in ((8, 0), (32, 0), (32, 1)):
+        add_layer(store, parent, "layer1", history(6), sae__k=k, seed=seed)
+    done = health_command("--experiment", "k and seeds", "--tracking-uri", store.uri, "--no-log")
+    assert done.stdout.splitlines()[0].split()[:4] == ["run", "layer", "setting", "status"]
+    settings = re.findall(r"sae\.k=\d+ · seed \d", done.stdout)
+    assert list(dict.fromkeys(settings)) == [
+        "sae.k=8 · seed 0",
+        "sae.k=32 · seed 0",
+        "sae.k=32 · seed 1",
+    ]
+
+
 def test_a_parent_stands_for_its_layers(past):
     store, runs = past
     rows = rows_of_run(store, runs["parent"])

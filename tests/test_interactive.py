@@ -35,6 +35,7 @@ from sae_mlflow.plots.layer_key import LayerKey
 from sae_mlflow.plots.pages import Page, RunLink, all_layers_page, layer_page, run_links
 from sae_mlflow.plots.runs import draw_layer_run, draw_parent
 from sae_mlflow.plots.style import load_style
+from sae_mlflow.tracking.contents import BEST_METRICS, EVALUATION_METRICS
 
 HOSTILE = "</script><img src=x onerror=alert(1)> $x_1$ & \"'`"
 ALL_LAYERS = f"{STEM}_all_layers.html"
@@ -170,6 +171,16 @@ def test_every_metric_can_be_chosen_the_pictures_first():
     assert "lower is better" in metrics[3]["axis"]
 
 
+def test_every_metric_of_a_training_has_words_and_they_stand_in_the_styles_order():
+    keys = (*BEST_METRICS, *EVALUATION_METRICS, "total_loss", "dead_fraction", "own_metric")
+    metrics = elements(overlay(table(*(("a", "layer1", "0", key, [0.5]) for key in keys)))).data
+    order = [metric["key"] for metric in metrics["metrics"]]
+    listed = [key for key in load_style().metrics if key in keys and key != "total_loss"]
+    assert order == ["total_loss", *listed, "own_metric"]
+    raw = {metric["key"] for metric in metrics["metrics"] if metric["axis"] == metric["key"]}
+    assert raw == {"own_metric"}
+
+
 def test_what_was_measured_once_after_training_stands_apart():
     rows = table(("a", "layer1", "0", "fvu", [0.5, 0.4]))
     after = table(("a", "layer1", "0", "ce_loss_recovered", [0.9])).assign(epoch=2)
@@ -282,7 +293,9 @@ def fake_store(uri: str):
     ],
 )
 def test_a_run_has_an_address_where_the_store_is_served_and_no_password_in_it(uri, address):
-    row = SimpleNamespace(run_id="r", name="name", experiment_id="3")
+    row = SimpleNamespace(
+        run_id="r", name="name", experiment_id="3", model="m", layer="layer1", params={}
+    )
     (link,) = run_links(fake_store(uri), [row])
     query = "?workflowType=machine_learning"
     assert link == RunLink("r", "name", address and address + query)

@@ -126,5 +126,8 @@ def test_pictures_out_of_the_store_bear_what_the_tags_say(tmp_path):
     jobs = _layer_jobs(store, table, grouped, None, Choice(output_dir=tmp_path))
     for job in jobs:
         assert job.picture.marks.marks == (Mark("loss_spike", 2), Mark("not_converged", None))
+    pages = Choice(output_dir=tmp_path, interactive="all")
+    *_, page = [job.picture for job in _layer_jobs(store, table, grouped, None, pages)]
+    assert page.note.endswith(" · health: warning, loss spike (epoch 2), not converged")
     made = list(draw_experiments(store, ["marked"], Choice(output_dir=tmp_path, log=False)))
     assert any("training_history" in name for name in made)

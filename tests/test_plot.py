@@ -34,7 +34,8 @@ from sae_mlflow.plot import (
 from sae_mlflow.plots import drawing
 from sae_mlflow.plots.choice import Choice, parse_layers
 from sae_mlflow.plots.pictures import distinct, stem
-from sae_mlflow.plots.runs import draw_layer_run, draw_parent
+from sae_mlflow.plots.runs import draw_experiments, draw_layer_run, draw_parent
+from sae_mlflow.plots.style import load_style
 
 LAYER_PICTURES = [
     f"{STEM}_layer10_{kind}.png" for kind in ("reconstruction_loss", "training_history")
@@ -158,6 +159,25 @@ def test_a_parent_without_a_finished_layer_gets_nothing():
     parent = add_parent(store, new_experiment(store, "no layer yet"))
     add_layer(store, parent, "layer1", status="FAILED")
     assert draw_parent(store, parent.run_id) == []
+
+
+def test_layers_that_have_not_finished_are_named_in_overlays_and_by_the_command(figures, capsys):
+    store, _ = filled_store()
+    parent = add_parent(store, new_experiment(store, "some lost"))
+    for layer, status in (("layer10", "FAILED"), ("layer9", "KILLED"), ("layer3", "FAILED")):
+        add_layer(store, parent, layer, status=status)
+    add_layer(store, parent, "layer2", history(3, 0.4))
+    add_layer(store, parent, "layer3", history(3))  # another try, which worked
+    parent.finish("FAILED")
+    said = "left out: layer9 (killed), layer10 (failed)"
+    draw_parent(store, parent.run_id, Choice(interactive="none"))
+    assert [said in figure.texts[1].get_text() for figure in figures] == [True] * 3
+    figures.clear()
+    choice = Choice(interactive="none", comparison=True, log=False, style=load_style("paper"))
+    drawn = list(draw_experiments(store, ["some lost"], choice))
+    assert drawn == [] and said in capsys.readouterr().err
+    told = [said in " ".join(text.get_text() for text in figure.texts) for figure in figures]
+    assert told.count(False) == 4, "the pictures of the two layers that are drawn"
 
 
 def test_a_diverged_run_is_drawn_as_far_as_it_goes(figures, capsys):

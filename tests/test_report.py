@@ -88,9 +88,11 @@ def test_every_layer_is_in_the_table_in_order_with_the_stores_numbers():
     rows = store.layer_runs(store.find_experiment(name), finished=False)
     stored = {row.layer: row.metrics for row in rows}
     assert [row["layer"] for row in page.layers] == ["layer9", "layer10", "layer20"]
+    assert MODEL in page.text
     for row in page.layers:
         figures = stored[row["layer"]]
-        assert row["model"] == MODEL and row["architecture"] == "topk" and row["seed"] == "0"
+        assert row["architecture"] == "topk" and row["seed"] == "0"
+        assert "model" not in row, "there is one, which the text above names"
         assert row[FVU] == f"{figures['val_fvu']:.4f}"
         assert row[L0] == f"{figures['val_l0_norm']:.1f}"
         assert row[DEAD] == f"{figures['dead_fraction']:.1%}"
@@ -145,6 +147,15 @@ def test_the_final_figures_are_those_of_the_pictures():
         "val_l0_norm",
         "val_dead_fraction",
     ]
+
+
+def test_settings_are_in_the_order_of_their_numbers():
+    def fill(store, parent):
+        for k in (64, 8, 16, 32):
+            add_layer(store, parent, "layer1", metrics(), sae__k=k)
+
+    settings = [row["setting"] for row in facts(experiment(fill)[0]).layers]
+    assert settings == [f"sae.k={k}" for k in (8, 16, 32, 64)]
 
 
 def test_several_models_and_settings_are_told_apart():
@@ -290,7 +301,8 @@ def test_names_of_any_kind_are_text_and_end_no_tag():
     page, plain = report(HOSTILE, HOSTILE, HOSTILE), report("model", "layer1", "name")
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
     (row,) = page.layers
-    assert row["model"] == row["layer"] == HOSTILE
+    assert row["layer"] == HOSTILE
+    assert page.text.count(" ".join(HOSTILE.split())) > 1, "the model is named too"
     assert page.text.count("<script>alert(1)</script>") >= 5
 
 

@@ -156,6 +156,43 @@ def test_a_number_with_none_beside_it_is_a_dot_however_many_epochs_there_are():
     assert (line.get_marker(), line.get_markevery()) == ("o", [51])
 
 
+DIVERGED = [0.4, 0.3, 5.9, 4e7]
+
+
+def test_a_diverged_layer_does_not_flatten_the_others(style):
+    table = history_table(
+        MODEL, {"layer1": {"total_loss": [0.4, 0.3, 0.2]}, "layer2": {"total_loss": DIVERGED}}
+    )
+    figure = all_layers(table, "total_loss")
+    assert panel(figure).get_yscale() == "log"
+    assert "log scale" in panel(figure).get_ylabel()
+    assert_readable(figure)
+    plain = all_layers(table, "total_loss", "", style("metrics: {total_loss: {scale: linear}}"))
+    assert panel(plain).get_yscale() == "linear" and "log" not in panel(plain).get_ylabel()
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ([0.001, 0.9], "linear"),
+        ([0.001, 1.1], "log"),
+        ([0.0, 0.001, 1.1], "linear"),  # a log axis would hide the 0
+        ([-1.0, 0.001, 1.1], "linear"),
+        ([0.5, math.inf, math.nan], "linear"),
+    ],
+)
+def test_an_axis_is_logarithmic_by_itself_over_a_thousandfold_above_zero(values, scale):
+    history = training_history(one("total_loss", values)).axes[1]
+    single = panel(single_metric(one("total_loss", values), "total_loss"))
+    assert history.get_yscale() == single.get_yscale() == scale
+
+
+def test_an_axis_whose_limits_hold_zero_stays_linear(style):
+    look = style("metrics: {total_loss: {limits: [0, null]}}")
+    figure = single_metric(one("total_loss", DIVERGED), "total_loss", "", look)
+    assert panel(figure).get_yscale() == "linear"
+
+
 # -- targets and limits ----------------------------------------------------------------------
 
 
@@ -178,6 +215,12 @@ def test_the_target_never_stretches_the_axis_away_from_the_data(style):
     without = single_metric(one("reconstruction_loss", values), "reconstruction_loss", "", bare)
     assert targets(far) == []
     assert panel(far).get_ylim() == panel(without).get_ylim()
+
+
+def test_no_target_is_drawn_where_it_would_lie_on_zero():
+    figure = single_metric(one("reconstruction_loss", [0.0, 900.0]), "reconstruction_loss")
+    assert panel(figure).get_yscale() == "linear"
+    assert targets(figure) == []
 
 
 def test_limits_are_the_axis_and_what_lies_beyond_is_named(style):
@@ -217,12 +260,32 @@ def test_exponential_smoothing_weighs_by_its_span(style):
 
 def test_twelve_layers_are_told_apart_in_grey():
     """Any two lines differ in their dashes, or by a third of the range of lightness."""
-    lines = panel(all_layers(falling(12, 3), "total_loss")).lines
+    assert_told_apart_in_grey(panel(all_layers(falling(12, 3), "total_loss")).lines)
+
+
+def test_layers_at_several_hookpoints_are_told_apart_in_grey():
+    names = ["layer10_mlp", "layer11_mlp", "layer12_mlp", "layer12_self_attn"]
+    table = history_table(MODEL, {name: history(3, n + 1) for n, name in enumerate(names)})
+    lines = panel(all_layers(table, "total_loss")).lines
+    assert len({str(line._dash_pattern) for line in lines}) == 4
+
+
+def assert_told_apart_in_grey(lines):
     looks = [(str(line._dash_pattern), grey(line.get_color())) for line in lines]
     span = max(g for _, g in looks) - min(g for _, g in looks)
     for i, (dash, shade) in enumerate(looks):
         for other_dash, other_shade in looks[i + 1 :]:
             assert dash != other_dash or abs(shade - other_shade) > span / 3
+
+
+def test_where_lines_do_not_fit_by_name_the_legend_is_of_layers_and_of_settings():
+    table = falling(12, 3)
+    table = table[table["layer"].isin(["layer10", "layer11"])]
+    table = pd.concat([table.assign(setting=f"sae.k={k}") for k in (8, 16, 32, 64)])
+    figure = all_layers(table, "total_loss", "", load_style("paper"))
+    named = [text.get_text() for text in panel(figure).get_legend().get_texts()]
+    assert named == ["layer10", "layer11", "sae.k=8", "sae.k=16", "sae.k=32", "sae.k=64"]
+    assert_readable(figure, load_style("paper"))
 
 
 def grey(colour: str) -> float:

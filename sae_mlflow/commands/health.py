@@ -34,16 +34,18 @@ def health_command(
     from sae_mlflow.health.finding import HEALTH_FILE
     from sae_mlflow.health.stored import judge_run, record
     from sae_mlflow.health.table import health_table
+    from sae_mlflow.plots.frames import told_apart
     from sae_mlflow.tracking.store import existing_store
     from sae_mlflow.tracking.trainings import rows_of_experiment, rows_of_run
 
     store = existing_store(tracking_uri)
     rows = rows_of_run(store, run) if run else rows_of_experiment(store, experiment or "")
     judged = [(row, judge_run(store, row)) for row in reversed(rows)]
+    apart = told_apart([row for row, _ in judged])
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_FILE_WIDTH)
-    console.print(health_table(judged, console.width, to_file=not console.is_terminal))
+    console.print(health_table(judged, console.width, not console.is_terminal, apart))
     if log:
         for row, verdict in judged:
             with store.logging_to(row.run_id, HEALTH_FILE, "look only, with --no-log"):

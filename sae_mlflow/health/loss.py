@@ -1,11 +1,11 @@
 """What goes wrong with the loss: numbers that are none, divergence, spikes, an FVU above 1."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from sae_mlflow.config_health import HealthSettings
-from sae_mlflow.health.curves import Curves, lasting
+from sae_mlflow.health.curves import Curves, Point, lasting
 from sae_mlflow.health.facts import Facts
 from sae_mlflow.health.finding import Finding
 from sae_mlflow.schedule import default_learning_rate
@@ -46,12 +46,11 @@ def diverged(curves: Curves, facts: Facts, thresholds: HealthSettings) -> Iterat
     lowest = min(1.0, *(point.value for point in points))
     began = lasting(points, lambda value: value - lowest > thresholds.divergence_rise)
     if began:
-        last = points[-1].value
         yield Finding(
             "diverged",
-            f"FVU is {last:.3g}, after {lowest:.3g}" if lowest < 1 else f"FVU is {last:.3g}",
+            _at_the_end(points, began) + (f", after {lowest:.3g}" if lowest < 1 else ""),
             f"{lower_rate(facts)} and train.warmup_fraction=0.1",
-            last,
+            points[-1].value,
             began.epoch,
         )
 
@@ -63,14 +62,20 @@ def fvu_above_1(curves: Curves, facts: Facts, thresholds: HealthSettings) -> Ite
         return
     began = lasting(points, lambda value: value > thresholds.max_fvu)
     if began:
-        last = points[-1].value
         yield Finding(
             "fvu_above_1",
-            f"FVU is {last:.3g}: predicting the mean would give 1",
+            f"{_at_the_end(points, began)}: predicting the mean would give 1",
             lower_rate(facts),
-            last,
+            points[-1].value,
             began.epoch,
         )
+
+
+def _at_the_end(points: Sequence[Point], began: Point) -> str:
+    """`FVU is 4e+07 at epoch 5, 5.9 at epoch 4`: its last value, and the one where it began."""
+    last = points[-1]
+    first = f", {began.value:.3g} at epoch {began.epoch}" if began != last else ""
+    return f"FVU is {last.value:.3g} at epoch {last.epoch}{first}"
 
 
 def loss_spike(curves: Curves, facts: Facts, thresholds: HealthSettings) -> Iterator[Finding]:

@@ -63,4 +63,5 @@ def ended_badly(curves: Curves, facts: Facts, thresholds: HealthSettings) -> Ite
             "run_failed", f"the run failed after {epochs}{reason}", "the training again", done
         )
     elif facts.status == KILLED:
-        yield Finding("interrupted", f"interrupted after {epochs}", "the training again", done)
+        again = "the same training with --resume auto, which goes on from its last checkpoint"
+        yield Finding("interrupted", f"interrupted after {epochs}", again, done)

@@ -125,7 +125,7 @@ def _figure(picture: Picture) -> "Figure":
         case "single_metric":
             return figures.single_metric(table, metric, note, style, picture.marks)
         case "all_layers":
-            return figures.all_layers(table, metric, note, style)
+            return figures.all_layers(table, metric, note, style, picture.left_out)
         case _:
             from sae_mlflow.plots.compare.figures import comparison
 

@@ -18,6 +18,7 @@ from sae_mlflow.plots.sheet import Rooms, new_sheet
 from sae_mlflow.plots.style import Style, load_style
 from sae_mlflow.plots.style_parts import Panel, fill
 from sae_mlflow.plots.text_size import inches
+from sae_mlflow.plots.value_axis import with_scales
 
 HISTORY_METRICS = ("reconstruction_loss", "total_loss", "sparsity_loss", "l0_norm")
 
@@ -32,7 +33,7 @@ def training_history(
         note: a line under the title, where the style has one.
         marks: what the health of the run found.
     """
-    style = style or load_style()
+    style = with_scales(style or load_style(), table, HISTORY_METRICS)
     with style.theme():
         columns, panel = style.sizes.history_columns, style.sizes.history_panel
         curves = {metric: _only_curve(style, table, metric) for metric in HISTORY_METRICS}
@@ -62,7 +63,7 @@ def single_metric(
     marks: Marks = NO_MARKS,
 ) -> Figure:
     """One metric of one layer, its final value written at the line's end."""
-    style = style or load_style()
+    style = with_scales(style or load_style(), table, [metric])
     with style.theme():
         panel, curve = style.sizes.single_panel, _only_curve(style, table, metric)
         sheet = new_sheet(
@@ -86,7 +87,11 @@ def single_metric(
 
 
 def all_layers(
-    table: pd.DataFrame, metric: str, note: str = "", style: Style | None = None
+    table: pd.DataFrame,
+    metric: str,
+    note: str = "",
+    style: Style | None = None,
+    left_out: str = "",
 ) -> Figure:
     """A metric of all layers of a model over each other, coloured by their number.
 
@@ -95,12 +100,17 @@ def all_layers(
 
     Args:
         table: `frames.COLUMNS`, of one model; layers that lack the metric are named in a note.
+        left_out: what isn't in the table; a line under the title whatever the style.
     """
-    style = style or load_style()
+    style = with_scales(style or load_style(), table, [metric])
     with style.theme():
         key, epochs = LayerKey(table, style), _epochs(table[table["metric"] == metric])
         curves, absent = _curves(key, table, metric)
-        facts = [*incomplete(curves, absent, epochs, style.metric(metric)), hidden(curves)]
+        facts = [
+            left_out,
+            *incomplete(curves, absent, epochs, style.metric(metric)),
+            hidden(curves),
+        ]
         words, panel = _words(table, style.metric(metric).label), style.sizes.overlay_panel
         sheet = new_sheet(
             style,

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import pandas as pd
@@ -60,9 +61,22 @@ def groups(rows: Iterable[RunRow], which: Which) -> list[list[RunRow]]:
     found: dict[tuple[object, ...], dict[str, RunRow]] = defaultdict(dict)
     for row in rows:
         seed = row.params.get("seed", "") if which == "all" else ""
-        found[_group_key(row)].setdefault(seed, row)
+        found[group_key(row)].setdefault(seed, row)
     ordered = [sorted(seeds.values(), key=_seed_order) for seeds in found.values()]
     return sorted(ordered, key=lambda g: (g[0].model, naming.layer_order(g[0].layer), _age(g)))
+
+
+def among_others(rows: Iterable[RunRow], experiment: str) -> list[RunRow]:
+    """Runs whose experiment, if it is named, is one of their settings."""
+    named = {EXPERIMENT: experiment} if experiment else {}
+    return [replace(row, params={**row.params, **named}) for row in rows]
+
+
+def group_key(row: RunRow) -> tuple[object, ...]:
+    """What runs share that differ in the seed alone."""
+    where = row.tags.get("sae.hookpoint") or row.layer
+    what = row.tags.get("sae.architecture", "")
+    return (row.model, where, what, frozenset(settings_of(row).items()))
 
 
 def setting_labels(grouped: Sequence[Sequence[RunRow]]) -> list[str]:
@@ -79,6 +93,14 @@ def setting_labels(grouped: Sequence[Sequence[RunRow]]) -> list[str]:
             for i, label in zip(mine, differences([grouped[i][0] for i in mine]), strict=True):
                 labels[i] = label
     return labels
+
+
+def told_apart(rows: Sequence[RunRow]) -> list[str]:
+    """For each run the settings and the seed in which runs differ: `sae.k=32 · seed 1`."""
+    seeds = [row.params.get("seed", "") for row in rows]
+    named = [f"seed {seed}" if seed and len(set(seeds)) > 1 else "" for seed in seeds]
+    settings = setting_labels([[row] for row in rows])
+    return [" · ".join(filter(None, both)) for both in zip(settings, named, strict=True)]
 
 
 def run_table(
@@ -157,12 +179,6 @@ def describe(rows: Iterable[RunRow]) -> str:
 
 def _by_epoch(metric: str) -> bool:
     return not metric.startswith(f"{WITHIN_EPOCH}/")
-
-
-def _group_key(row: RunRow) -> tuple[object, ...]:
-    where = row.tags.get("sae.hookpoint") or row.layer
-    what = row.tags.get("sae.architecture", "")
-    return (row.model, where, what, frozenset(settings_of(row).items()))
 
 
 def differences(rows: Sequence[HasSettings]) -> list[str]:

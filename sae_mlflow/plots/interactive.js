@@ -3,8 +3,9 @@
   const hidden = new Set(); // places in page.curves
   const FEW_EPOCHS = 30; // with more, markers would be a thick line
   const BUTTONS = ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d"];
-  const NO_METRIC = { key: "", title: "Metrics", axis: "", said: [], said_log: [] };
+  const NO_METRIC = { key: "", title: "Metrics", axis: "", log: false, said: [], said_log: [] };
   let drawings = 0;
+  let logChosen = null; // once the box was clicked: then it stays so, whatever the metric
   let view = null; // the axes' ranges that were zoomed or panned to, and of which axes
   let owners = []; // for each trace its curve, and its run where it is of one run alone
 
@@ -107,7 +108,7 @@
     const epochs = epochAxis(drawn);
     const [x, y] = view && view.of === axes() ? view.ranges : [epochs.range, range || [0, 1]];
     const grid = { gridcolor: "#e3e3e3", linecolor: "#b0b0b0", zeroline: false };
-    const value = { title: title(metric.axis), exponentformat: "power", ...grid };
+    const value = { title: title(log ? `${metric.axis}, log scale` : metric.axis), exponentformat: "power", ...grid };
     const allHidden = hidden.size === page.curves.length;
     const nothing = !page.curves.length
       ? "no epoch has ended yet"
@@ -132,8 +133,12 @@
     };
   }
 
+  function chosenMetric() {
+    return page.metrics[find("metric").value] || NO_METRIC;
+  }
+
   function axes() {
-    return `${(page.metrics[find("metric").value] || NO_METRIC).key} ${find("log").checked}`;
+    return `${chosenMetric().key} ${find("log").checked}`;
   }
 
   function zoomed(change) {
@@ -149,8 +154,9 @@
 
   function draw() {
     drawings += 1; // so that the ranges below hold, whatever plotly would keep
-    const metric = page.metrics[find("metric").value] || NO_METRIC;
-    const log = find("log").checked;
+    const metric = chosenMetric();
+    const log = logChosen ?? metric.log;
+    find("log").checked = log;
     const drawn = traces(metric);
     find("chart").setAttribute("aria-label", `${metric.title} of each epoch`);
     find("said").textContent = [...metric.said, ...(log ? metric.said_log : [])].join("\n");
@@ -218,7 +224,10 @@
     find("all").addEventListener("click", () => hideOnly([]));
     find("none").addEventListener("click", () => hideOnly([...page.curves.keys()]));
     find("metric").addEventListener("change", draw);
-    find("log").addEventListener("change", draw);
+    find("log").addEventListener("change", () => {
+      logChosen = find("log").checked;
+      draw();
+    });
   }
 
   // other content in the same page: what was chosen, hidden and zoomed stays so

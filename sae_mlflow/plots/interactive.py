@@ -1,6 +1,6 @@
 """A page that draws a table in the browser, in the shell of all pages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from sae_mlflow.plots.notes import hidden, incomplete, with_seeds
 from sae_mlflow.plots.numbers import ranges
 from sae_mlflow.plots.page_shell import beside, dashes, filled_shell, rounded, write_html
 from sae_mlflow.plots.pages import Page, RunLink
-from sae_mlflow.plots.value_axis import zero_text
+from sae_mlflow.plots.style import Style
+from sae_mlflow.plots.value_axis import is_log, zero_text
 
 
 def write_page(page: Page) -> Path:
@@ -60,7 +61,7 @@ def page_content(page: Page) -> dict[str, Any]:
         "start": page.metric or HISTORY_METRICS[0],
         "metrics": [
             _metric(page, metric, key, values[metric], once=_is_once(values[metric], means))
-            for metric in sorted(values, key=_metric_order)
+            for metric in _ordered(values, page.style)
         ],
         "curves": [_curve(line, key, values, table, page.links) for line in key.lines],
     }
@@ -84,6 +85,7 @@ def _metric(
         "key": metric,
         "title": look.label,
         "axis": look.unit,
+        "log": is_log(look, pd.concat([rows["mean"] for rows in by_line.values()])),
         "once": once,
         "said": list(filter(None, said)),
         "said_log": list(filter(None, [_not_on_log_axis(curves)])),
@@ -119,7 +121,13 @@ def _curve(
 
 
 def _run(link: RunLink, seed: str) -> dict[str, Any]:
-    return {"id": link.run_id, "name": link.name, "address": link.address, "seed": seed}
+    return {
+        "id": link.run_id,
+        "name": link.name,
+        "address": link.address,
+        "apart": link.apart,
+        "seed": seed,
+    }
 
 
 def _series(rows: pd.DataFrame, *columns: str) -> dict[str, list[Any]]:
@@ -139,10 +147,11 @@ def _is_once(by_line: Mapping[Line, pd.DataFrame], means: pd.DataFrame) -> bool:
     return means["epoch"].nunique() > 1 and max(map(len, by_line.values())) == 1
 
 
-def _metric_order(metric: str) -> tuple[int, str]:
-    """The pictures' four first, the others by name."""
-    known_ones = HISTORY_METRICS
-    return (known_ones.index(metric) if metric in known_ones else len(known_ones), metric)
+def _ordered(metrics: Iterable[str], style: Style) -> list[str]:
+    """The pictures' four first, the others as the style lists them, and then those it doesn't."""
+    listed = list(dict.fromkeys((*HISTORY_METRICS, *style.metrics)))
+    places = {name: place for place, name in enumerate(listed)}
+    return sorted(metrics, key=lambda metric: (places.get(metric, len(places)), metric))
 
 
 def _not_on_log_axis(curves: Sequence[Curve]) -> str:

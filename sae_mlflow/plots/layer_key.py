@@ -27,9 +27,10 @@ _BAR_GAP, _BAR_WIDTH, _BAR_ROOM = 0.22, 0.17, 0.95  # inches, for ticks of 9 poi
 
 
 class LayerKey:
-    """Colours by layer number; dashes by what else differs (hookpoint, settings), if anything.
+    """Colours by layer number; dashes by what else differs (settings, hookpoints of many layers).
 
-    Else they go through the layers, so that up to 12 are told apart in grey as well.
+    Where up to 12 layers have a line each, dashes go through them, so that they are told apart in
+    grey as well.
     """
 
     def __init__(self, table: pd.DataFrame, style: Style) -> None:
@@ -43,6 +44,9 @@ class LayerKey:
         self._layers = list(dict.fromkeys(layer for layer, _ in self.lines))
         self._styles = list(dict.fromkeys(map(_style_of, self.lines)))
         self._by_setting = len(self._layers) == 1  # then colours are free to tell settings apart
+        names_tell = len(found) == len(self._layers) <= MOST_LEGEND_ENTRIES
+        # then dashes are free to go through the lines
+        self._alike = self._by_setting or len(self._styles) == 1 or names_tell
 
     def curve(self, line: tuple[str, str], values: pd.DataFrame) -> Curve:
         """The curve of a line, with its label: `layer10`, `layer10 · sae.k=32`."""
@@ -59,8 +63,10 @@ class LayerKey:
                 axes.legend(handles=self._style_handles(), handlelength=3)
                 return room
             return room + self._legend(axes, self._style_handles(), room)
-        if len(curves) <= MOST_LEGEND_ENTRIES or self._by_setting:
-            return self._legend(axes, [self._handle(c.label, c.colour, c.dash) for c in curves])
+        each = [self._handle(c.label, c.colour, c.dash) for c in curves]
+        few = len(each) <= MOST_LEGEND_ENTRIES and self._fitting(axes, each) == len(each)
+        if few or self._by_setting or self._alike:
+            return self._legend(axes, each)
         layers = [self._handle(layer, self._colour((layer, ""))) for layer in self._layers]
         return self._legend(axes, layers + self._style_handles())
 
@@ -77,9 +83,8 @@ class LayerKey:
         return to_hex(self._colours(rank / max(1, len(order) - 1)))
 
     def _dash(self, line: tuple[str, str]) -> Dash:
-        alike = self._by_setting or len(self._styles) == 1
-        rank = self.lines.index(line) if alike else self._styles.index(_style_of(line))
-        on_bar = alike and len(self._layers) > MOST_LEGEND_ENTRIES
+        rank = self.lines.index(line) if self._alike else self._styles.index(_style_of(line))
+        on_bar = self._alike and len(self._layers) > MOST_LEGEND_ENTRIES
         return self._dashes(0 if on_bar else rank)
 
     def _dashes(self, rank: int) -> Dash:
@@ -129,8 +134,12 @@ class LayerKey:
         """A legend right of the axes, `shift` inches further out; the inches that it takes."""
         figure = axes.get_figure(root=True)
         assert figure is not None
+        fitting = self._fitting(axes, handles)
+        if fitting < len(handles):
+            more = self._handle(f"and {len(handles) - fitting + 1} more", "none")
+            handles = [*handles[: fitting - 1], more]
         legend = axes.legend(
-            handles=self._fitting(axes, handles),
+            handles=handles,
             loc="upper left",
             bbox_to_anchor=(1, 1),
             # in inches off the axes, whose size may still change
@@ -143,17 +152,14 @@ class LayerKey:
         renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
         return _GAP + float(legend.get_window_extent(renderer).width) / figure.dpi
 
-    def _fitting(self, axes: Axes, handles: list[Line2D]) -> list[Line2D]:
-        """As many as fit beside the axes, and how many more there are."""
+    def _fitting(self, axes: Axes, handles: list[Line2D]) -> int:
+        """How many fit beside the axes."""
         figure = axes.get_figure(root=True)
         assert figure is not None
         height = figure.get_size_inches()[1] * axes.get_position().y1 - 0.1
         line = self._style.points("legend") / 72
         heights = [line * (0.5 + 1.25 * (1 + str(h.get_label()).count("\n"))) for h in handles]
-        count = sum(total <= height for total in accumulate(heights))
-        if count == len(handles):
-            return handles
-        return [*handles[: count - 1], self._handle(f"and {len(handles) - count + 1} more", "none")]
+        return sum(total <= height for total in accumulate(heights))
 
     def _handle(self, label: str, colour: str, dash: Dash = "solid") -> Line2D:
         across = self._style.sizes.page_width

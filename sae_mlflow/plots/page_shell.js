@@ -48,9 +48,9 @@ function opens(run) {
   return /^https?:\/\//.test(run.address || "");
 }
 
-// what a run's line says: its name, and where its page is
+// what a run's line says: its name, how it differs from others, and where its page is
 function runLine(run) {
-  const line = made("div", `Run ${run.name || run.id}: `);
+  const line = made("div", `Run ${[run.name || run.id, run.apart].filter(Boolean).join(" · ")}: `);
   if (!opens(run)) line.append(`its id is ${run.id}`);
   else if (embedded) line.append(made("code", run.address));
   else {

@@ -23,6 +23,8 @@ class RunLink:
     name: str
     address: str | None = None
     """Of its page in the MLflow UI; None where the store isn't served."""
+    apart: str = ""
+    """What sets it apart from others of its name: `sae.k=32 · seed 1`."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,12 @@ def all_layers_page(
 
 def run_links(store: "Store", rows: Iterable[RunRow]) -> tuple[RunLink, ...]:
     """The runs with their pages in the UI, where the store has a web address."""
+    from sae_mlflow.plots.frames import told_apart
+
+    rows = list(rows)
     return tuple(
-        RunLink(row.run_id, row.name, web_address(store, row.experiment_id, row.run_id))
-        for row in rows
+        RunLink(row.run_id, row.name, web_address(store, row.experiment_id, row.run_id), apart)
+        for row, apart in zip(rows, told_apart(rows), strict=True)
     )
 
 

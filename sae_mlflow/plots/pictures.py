@@ -48,6 +48,8 @@ class Picture:
     title: tuple[str, str] = ("", "")
     """Of a comparison: what stands for the model, and what is compared; `words` says of what."""
     marks: Marks = NO_MARKS
+    left_out: str = ""
+    """Of several runs: what isn't among them, and why; said whatever the style."""
     page: str = ""
     """Of a comparison: the interactive page that shows it, without its ending."""
 

@@ -22,7 +22,8 @@ from sae_mlflow.plots.compare.plan import Compared, comparisons
 from sae_mlflow.plots.drawing import Drawable
 from sae_mlflow.plots.homes import ALL_MODELS, Homes
 from sae_mlflow.plots.jobs import Job, carry_out, jobs_of
-from sae_mlflow.plots.marks import NO_MARKS, marks_of
+from sae_mlflow.plots.left_out import left_out, unfinished
+from sae_mlflow.plots.marks import NO_MARKS, health_note, marks_of
 from sae_mlflow.plots.pages import all_layers_page, layer_page, run_links
 from sae_mlflow.plots.pictures import (
     OVERLAY_METRICS,
@@ -31,7 +32,8 @@ from sae_mlflow.plots.pictures import (
     overlay_pictures,
     stem,
 )
-from sae_mlflow.tracking.contents import RunRow
+from sae_mlflow.terminal import warn
+from sae_mlflow.tracking.contents import FINISHED, RunRow
 from sae_mlflow.tracking.trainings import finished_rows
 
 if TYPE_CHECKING:
@@ -85,12 +87,14 @@ def draw_parent(store: "Store", parent_run_id: str, choice: Choice | None = None
     They go to the parent run; there are none where no layer has finished.
     """
     parent = store.run(parent_run_id)
-    rows = store.layer_runs(parent.experiment_id, parent_id=parent_run_id)
-    grouped = frames.groups(rows, "all")
     choice = choice or Choice()
+    every = store.layer_runs(parent.experiment_id, parent_id=parent_run_id, finished=False)
+    rows = [row for row in every if row.status == FINISHED]
+    grouped = frames.groups(rows, "all")
     table = frames.run_table(store, grouped, _metrics(rows, choice, choice.interactive != "none"))
     homes = Homes(store, parent.experiment_id)
-    return list(carry_out(store, _overlay_jobs(store, table, grouped, homes, choice)))
+    lost = unfinished(every, choice)
+    return list(carry_out(store, _overlay_jobs(store, table, grouped, homes, choice, lost)))
 
 
 def draw_experiments(
@@ -113,11 +117,13 @@ def draw_experiments(
     """
     experiments = list(dict.fromkeys(experiments))
     ids = [store.find_experiment(name) for name in experiments]
-    rows = [
-        row
-        for name, experiment_id in zip(experiments, ids, strict=True)
-        for row in _of_experiment(store, name, experiment_id, choice, len(experiments) > 1)
-    ]
+    rows, lost = [], []
+    for name, experiment_id in zip(experiments, ids, strict=True):
+        finished = finished_rows(store, name, experiment_id, choice.filter)
+        every = store.layer_runs(experiment_id, finished=False, also=choice.filter)
+        named = name if len(experiments) > 1 else ""
+        rows += frames.among_others(finished, named)
+        lost += frames.among_others(unfinished(every, choice), named)
     rows = chosen_rows(rows, known(map(repr, experiments)), choice)
     grouped = frames.groups(rows, choice.runs)
     pages = choice.interactive == "all" or (choice.interactive == "parent" and choice.comparison)
@@ -125,19 +131,11 @@ def draw_experiments(
     homes = Homes(store, ids[0]) if choice.log else None
     jobs = _layer_jobs(store, table, grouped, homes, choice)
     if choice.comparison:
-        jobs += _overlay_jobs(store, table, grouped, homes, choice)
-        jobs += _comparison_jobs(store, rows, homes, choice)
+        jobs += _overlay_jobs(store, table, grouped, homes, choice, lost)
+        jobs += _comparison_jobs(store, rows, homes, choice, lost)
+    if said := left_out(lost, rows):
+        warn(said)
     yield from carry_out(store, jobs, pool)
-
-
-def _of_experiment(
-    store: "Store", name: str, experiment_id: str, choice: Choice, among_others: bool
-) -> list[RunRow]:
-    """Finished runs; among those of other experiments, theirs is one of their settings."""
-    rows = finished_rows(store, name, experiment_id, choice.filter)
-    if not among_others:
-        return rows
-    return [replace(row, params={**row.params, frames.EXPERIMENT: name}) for row in rows]
 
 
 def _metrics(rows: Sequence[RunRow], choice: Choice, pages: bool) -> list[str]:
@@ -168,8 +166,9 @@ def _layer_jobs(
         ]
         copies: list[Drawable] = [*layer_pictures(drawn, folder, unique, choice.metric)]
         if choice.interactive == "all":
-            links = run_links(store, group)
-            pictures.append(layer_page(mine, Path(), name, choice.metric, note, links))
+            links, health = run_links(store, group), health_note(marks, {})
+            said = " · ".join(filter(None, (note, health)))
+            pictures.append(layer_page(mine, Path(), name, choice.metric, said, links))
             copies.append(layer_page(mine, folder, unique))
         home = homes.of(group) if homes else None
         jobs += jobs_of(pictures, copies, home, choice)
@@ -182,6 +181,7 @@ def _overlay_jobs(
     grouped: Sequence[Sequence[RunRow]],
     homes: Homes | None,
     choice: Choice,
+    lost: Sequence[RunRow],
 ) -> list[Job]:
     jobs = []
     metrics = [choice.metric] if choice.metric else OVERLAY_METRICS
@@ -191,10 +191,13 @@ def _overlay_jobs(
         mine = table[table["model"] == model]
         drawn = mine[mine["metric"].isin(metrics)]
         note, folder = frames.describe(rows), _folder(choice, rows[0])
-        pictures: list[Drawable] = [*overlay_pictures(drawn, Path(), name, metrics, note)]
+        said = left_out([row for row in lost if row.model == model], rows)
+        overlays = overlay_pictures(drawn, Path(), name, metrics, note)
+        pictures: list[Drawable] = [replace(each, left_out=said) for each in overlays]
         copies: list[Drawable] = [*overlay_pictures(drawn, folder, name, metrics)]
         if choice.interactive != "none":
             links = run_links(store, rows)
+            note = " · ".join(filter(None, (note, said)))
             pictures.append(all_layers_page(mine, Path(), name, choice.metric, note, links))
             copies.append(all_layers_page(mine, folder, name))
         home = homes.shared(rows) if homes else None
@@ -203,11 +206,16 @@ def _overlay_jobs(
 
 
 def _comparison_jobs(
-    store: "Store", rows: Sequence[RunRow], homes: Homes | None, choice: Choice
+    store: Store,
+    rows: Sequence[RunRow],
+    homes: Homes | None,
+    choice: Choice,
+    lost: Sequence[RunRow],
 ) -> list[Job]:
     """Of all runs; they go where all belong together."""
     compared = Compared(store, frames.groups(rows, "all"), choice.metric)
-    drawn = comparisons(compared)
+    said = left_out(lost, rows)
+    drawn = [replace(picture, left_out=said) for picture in comparisons(compared)]
     if not drawn:
         return []
     pictures: list[Drawable] = [*drawn]

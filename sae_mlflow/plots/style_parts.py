@@ -143,7 +143,8 @@ class MetricStyle(Part):
     """And which way is better."""
     colour: PlaceOrColour = 0
     """Of a style's `metric` always a colour; in a file also a place in the palette."""
-    scale: Literal["linear", "log"] = "linear"
+    scale: Literal["linear", "log"] | None = None
+    """None leaves it to the values: `value_axis.is_log`."""
     limits: Limits = (None, None)
     target: float | None = Field(None, allow_inf_nan=False)
 

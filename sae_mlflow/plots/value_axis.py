@@ -1,9 +1,10 @@
 """The axis of a metric's values: its range, its ticks, its target, and what can't be on it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, Formatter, Locator, LogLocator, MaxNLocator, NullLocator
 
@@ -15,6 +16,7 @@ from sae_mlflow.plots.text_size import broken
 
 _LEAST_SPAN = 0.05  # of the values: what is steadier than that is drawn as steady, not as noise
 _LEAST_OF_LACK = 0.15  # beside values near 1, of what the lowest lacks
+_LOG_FROM = 1e3  # largest over smallest value: on a linear axis the small ones would all lie on 0
 _ZERO_RANGE = (-0.06, 1.0)  # where every value is 0, which is the only tick
 TINY = 1e-300  # no log axis goes below it
 
@@ -28,12 +30,50 @@ class ValueTicks(Formatter):
         return number_text(value)
 
     def format_ticks(self, values: Sequence[float]) -> list[str]:
-        steps = np.diff(values)
-        largest = max(map(abs, values), default=0)
-        if not len(steps) or not 1e-3 <= largest < 1e7 or not np.allclose(steps, steps[0]):
+        """All ticks of an axis in one notation: with as many decimals, or all as powers of ten."""
+        steps, largest = np.diff(values), max(map(abs, values), default=0)
+        if not len(steps) or not largest:
+            return [self(value) for value in values]
+        even = np.allclose(steps, steps[0])
+        least = largest if even else min(abs(value) for value in values if value)
+        if largest >= 1e7 or largest < 1e-3 or least < 1e-4:
+            return [_in_powers(value if abs(value) > 1e-9 * least else 0) for value in values]
+        if not even:
             return [self(value) for value in values]
         decimals = next((d for d in range(7) if np.allclose(steps, np.round(steps, d), 1e-6)), 7)
         return [f"{value:,.{decimals}f}" for value in values]
+
+
+def _in_powers(value: float) -> str:
+    """`0`, `5`, `5e6`, `1.5e7`."""
+    mantissa, _, exponent = f"{value:.3e}".partition("e")
+    power = f"e{int(exponent)}" if int(exponent) else ""
+    return f"{mantissa.rstrip('0').rstrip('.')}{power}"
+
+
+def is_log(look: MetricStyle, values: pd.Series) -> bool:
+    """Whether a metric's axis is logarithmic: as its style says, or else as its values need it."""
+    if look.scale is not None:
+        return look.log
+    there = values[np.isfinite(values)]
+    if there.empty or any(edge is not None and edge <= 0 for edge in (*look.limits, look.target)):
+        return False
+    return bool(there.min() > 0 and there.max() / _LOG_FROM > there.min())
+
+
+def with_scales(style: Style, table: pd.DataFrame, metrics: Iterable[str]) -> Style:
+    """The style in which each of the metrics has its scale, and says so where it is logarithmic.
+
+    Args:
+        table: `frames.COLUMNS`, all that is drawn.
+    """
+    scaled = {}
+    for metric in metrics:
+        look = style.metric(metric)
+        if is_log(look, table.loc[table["metric"] == metric, "value"]):
+            words = {"scale": "log", "unit": f"{look.unit}, log scale"}
+            scaled[metric] = look.model_copy(update=words)
+    return style.model_copy(update={"metrics": {**style.metrics, **scaled}})
 
 
 def draw_value_axis(axes: Axes, style: Style, metric: str, curves: Sequence[Curve]) -> None:
@@ -112,6 +152,9 @@ def _draw_target(axes: Axes, style: Style, look: MetricStyle, curves: Sequence[C
     target = look.target
     low, high = axes.get_ylim()
     if target is None or not low < target < high:
+        return
+    pixels = axes.transData.transform([(0, low), (0, low + abs(target))])[:, 1]
+    if not look.log and pixels[1] - pixels[0] < 1:  # it would say that the target is 0
         return
     axes.axhline(
         target,

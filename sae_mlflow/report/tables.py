@@ -29,13 +29,14 @@ Anchors = dict[str, str]
 def layers_table(contents: Contents, anchors: Anchors) -> Html:
     """A row for each run, however it ended."""
     usual = {name: _usual(contents.runs, name) for name in FINAL_METRICS}
-    differ = contents.settings_differ
-    heads: list[object] = ["model", "layer", "architecture", *(["setting"] if differ else [])]
+    differ, several = contents.settings_differ, len(contents.models) > 1
+    heads: list[object] = [*(["model"] if several else []), "layer", "architecture"]
+    heads += ["setting"] if differ else []
     heads += [_number_head("seed"), "status", _number_head("epochs")]
     heads += [_number_head(name, usual[name]) for name in FINAL_METRICS] + ["health"]
     rows = [
         [
-            cell(run.row.model, "name"),
+            *([cell(run.row.model, "name")] if several else []),
             cell(layer_link(run, anchors, run.row.layer), "layer"),
             cell(run.row.architecture),
             *([cell(run.setting, "name")] if differ else []),

@@ -20,6 +20,7 @@ def comparison(picture: Picture) -> Figure:
     table, metric, style = picture.table, picture.metric, _wide(picture.style)
     title = (picture.title[0], picture.words)
     note = picture.note if style.titles.note else ""
+    note = " · ".join(filter(None, (note, picture.left_out)))
     match picture.kind:
         case "facets":
             return facets(table, metric, title, note, style)

@@ -50,7 +50,7 @@ def page_content(page: ComparisonPage) -> dict[str, Any]:
     runs, entries = Runs(page.links), _entries(page)
     return {
         "title": page.title,
-        "note": page.pictures[0].note,
+        "note": " · ".join(filter(None, (page.pictures[0].note, page.pictures[0].left_out))),
         "entries": entries.shown,
         "runs": runs.shown,
         "views": [_view(page, picture, entries, runs) for picture in page.pictures],

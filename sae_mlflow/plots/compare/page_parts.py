@@ -19,7 +19,10 @@ class Runs:
     """The runs that a page can open, called by their place."""
 
     def __init__(self, links: Sequence[RunLink]) -> None:
-        self.shown = [{"id": run.run_id, "name": run.name, "address": run.address} for run in links]
+        self.shown = [
+            {"id": run.run_id, "name": run.name, "address": run.address, "apart": run.apart}
+            for run in links
+        ]
         self._places = {link.run_id: place for place, link in enumerate(links)}
 
     def places(self, run_ids: Iterable[str]) -> list[int]:
