@@ -67,7 +67,7 @@ def test_hostile_text_is_only_text_wherever_it_comes_from():
 def test_the_page_loads_nothing_and_forbids_scripts():
     shown = Reader(page([card()]))
     addresses = [value for name, value in shown.attributes if name in {"src", "href"}]
-    assert addresses == ["data:image/png;base64,cG5n"]
+    assert addresses == ["data:image/png;base64,cG5n", "#latent7"]
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in (
         shown.attributes
     )
@@ -77,15 +77,29 @@ def test_a_card_says_rate_density_vocabulary_and_shades_what_fires():
     text = page([card(("a", " b", " c"), (0.0, 4.0, 1.0), density=0.01)])
     assert "fires on 1.000% of tokens (log10 density -2.00)" in text
     assert "<code> x</code>" in text
-    assert 'a<b class="s8 p" title=4> b</b><b class=s2 title=1> c</b>' in text
+    assert 'a<b class="s8 p" title=4.00> b</b><b class=s2 title=1.00> c</b>' in text
 
 
 def test_an_infinite_activation_has_the_darkest_shade_and_the_others_their_own():
     text = page([card(("a", "b", "c"), (math.inf, 4.0, 1.0))])
-    assert '<b class="s8 p" title=inf>a</b><b class=s8 title=4>b</b><b class=s2 title=1>c</b>' in (
-        text
-    )
+    first, second = '<b class="s8 p" title=inf>a</b>', "<b class=s8 title=4.00>b</b>"
+    assert f"{first}{second}<b class=s2 title=1.00>c</b>" in text
     assert '<b class="s8 p" title=inf>a</b>' in page([card(("a",), (math.inf,))])
+
+
+def test_each_group_begins_with_links_to_its_latents():
+    shown = Reader(page([card(latent=n) for n in (7, 30)]))
+    ids = [value for name, value in shown.attributes if name == "id"]
+    links = [value for name, value in shown.attributes if name == "href"]
+    assert ids == ["latent7", "latent30"] and links == ["#latent7", "#latent30"]
+
+
+@pytest.mark.parametrize(
+    ("zeros", "words"), [(5.0, "won back75.00%"), (4.0, "none to win back"), (3.9, "none to win")]
+)
+def test_what_zeros_do_not_cost_is_not_won_back(zeros, words):
+    losses = {"ce_loss_original": 4.0, "ce_loss_zero_ablated": zeros, "ce_loss_recovered": 0.75}
+    assert words in Reader(page([], metrics=losses)).text
 
 
 def test_a_latent_that_never_fired_is_said_to():

@@ -80,6 +80,17 @@ def test_a_training_that_failed_before_its_layers_says_why(store, experiment):
     assert list(news(now, now)) == []
 
 
+def test_a_layer_that_failed_says_why(store, experiment):
+    parent = open_parent(store, experiment)
+    watch = Watch(store, experiment)
+    nine = open_layer(store, parent, "layer9")
+    nine.tag({"sae.health": "failed", "sae.health.reasons": "run_failed at epoch 0"})
+    nine.fail("OutOfMemoryError: no room\nand more")
+    (line,) = (each for each in shown(watch.look()).splitlines() if "no room" in each)
+    assert line.startswith("run failed") and line.endswith("(OutOfMemoryError: no room): layer9")
+    assert any("OutOfMemoryError: no room" in each for each in news([], watch.look()))
+
+
 def test_the_time_left_is_what_the_epochs_so_far_took(store, experiment):
     """Two of four epochs in 0.6 s: about as long again for this layer, and twice for the next."""
     parent = open_parent(store, experiment)

@@ -47,6 +47,7 @@ code { background: #f1f1f1; border-radius: 3px; padding: 0 .3em; margin-right: .
 .e > i { font-style: normal; color: #6b6b6b; font-variant-numeric: tabular-nums }
 .e > div { white-space: pre-wrap; unicode-bidi: isolate }
 b { font-weight: inherit; border-radius: 2px }
+nav { font-variant-numeric: tabular-nums; margin-top: .4rem } nav a { margin-right: .5em }
 b.p { font-weight: 700; border-bottom: 2px solid #222 }
 """
 
@@ -110,8 +111,10 @@ def _page(
     yield f'<img alt="Histogram of log10 density" src="data:image/png;base64,{png}">\n'
     yield _how_to_read()
     for reason, group in groupby(cards, key=lambda card: card.reason):
+        shown = list(group)
         yield f"<h2>{_text(_HEADINGS.get(reason, reason))}</h2>\n"
-        for card in group:
+        yield _contents(shown)
+        for card in shown:
             yield from _card(card)
     yield "</body></html>\n"
 
@@ -119,7 +122,20 @@ def _page(
 def _facts(metrics: Mapping[str, float]) -> Iterator[str]:
     for key, (words, form) in _FACTS.items():
         if key in metrics:
-            yield f"<tr><th>{escape(words)}</th><td>{form.format(metrics[key])}</td></tr>\n"
+            said = form.format(metrics[key])
+            if key == "ce_loss_recovered" and _zeros_cost_nothing(metrics):
+                said = "none to win back: zeros cost the LM nothing here"
+            yield f"<tr><th>{escape(words)}</th><td>{said}</td></tr>\n"
+
+
+def _zeros_cost_nothing(metrics: Mapping[str, float]) -> bool:
+    original, zeros = (metrics.get(f"ce_loss_{what}") for what in ("original", "zero_ablated"))
+    return original is not None and zeros is not None and zeros <= original
+
+
+def _contents(cards: Sequence[Card]) -> str:
+    links = " ".join(f'<a href="#latent{card.latent}">{card.latent}</a>' for card in cards)
+    return f"<nav>{links}</nav>\n"
 
 
 def _how_to_read() -> str:
@@ -171,7 +187,10 @@ def _shades() -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    """Three digits, zeros at the end too: `3.00` stands under `4.26`."""
+    if abs(value) >= 999.5 or not math.isfinite(value):
+        return f"{value:.0f}"
+    return f"{value:#.3g}".rstrip(".")
 
 
 def _token(text: str) -> str:

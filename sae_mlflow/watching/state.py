@@ -37,6 +37,8 @@ class LayerState:
     run_id: str = ""
     reasons: str = ""
     """What was found, as the run's tag has it."""
+    failure: str = ""
+    """Why it ended before its time, as the run's tag has it."""
 
     @property
     def epoch(self) -> int:
@@ -141,7 +143,7 @@ class Watch:
             parent.model,
             status,
             tuple(layers),
-            "" if parent.status == RUNNING else parent.tags.get(FAILURE_TAG, ""),
+            _failure(parent),
         )
 
     def _layer(self, row: RunRow) -> LayerState:
@@ -164,6 +166,7 @@ class Watch:
             seconds=ends[-1] - started if ends else 0.0,
             seconds_left=left,
             run_id=row.run_id,
+            failure=_failure(row),
         )
         if row.status != RUNNING:
             self._ended[row.run_id] = state  # nothing more will come
@@ -177,6 +180,10 @@ class Watch:
             return "", ""
         verdict = judge_run(self._store, row)
         return verdict.status, verdict.reasons
+
+
+def _failure(row: RunRow) -> str:
+    return "" if row.status == RUNNING else row.tags.get(FAILURE_TAG, "")
 
 
 def planned_layers(params: Mapping[str, str]) -> list[str]:

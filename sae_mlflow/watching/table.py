@@ -132,7 +132,7 @@ def reasons(training: TrainingState) -> list[str]:
     the same share one."""
     by_reasons: dict[str, list[str]] = {}
     for layer in training.layers:
-        if found := shown(parse_reasons(layer.reasons)):
+        if found := _why(layer):
             by_reasons.setdefault(found, []).append(plain(layer.layer))
     lines = [f"{found}: {known(layers, 4)}" for found, layers in by_reasons.items()]
     more = [f"and {len(lines) - _REASON_LINES} more"] if len(lines) > _REASON_LINES else []
@@ -141,11 +141,21 @@ def reasons(training: TrainingState) -> list[str]:
 
 
 def _failure(training: TrainingState) -> str:
-    return f"{training.status.lower()}: {training.failure.splitlines()[0]}"
+    return f"{training.status.lower()}: {_first_line(training.failure)}"
+
+
+def _why(layer: LayerState) -> str:
+    """What was found in a layer, and why it ended before its time."""
+    found, failure = shown(parse_reasons(layer.reasons)), _first_line(layer.failure)
+    return plain(f"{found} ({failure})" if found and failure else found or failure)
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.splitlines()), "")
 
 
 def _facts(layer: LayerState) -> list[tuple[str, str]]:
-    figures, found = layer.figures or {}, shown(parse_reasons(layer.reasons))
+    figures, found = layer.figures or {}, _why(layer)
     facts = [("", layer.layer), ("", layer.status.lower()), ("epoch", _epoch(layer))]
     facts += [
         ("loss", _number(figures.get("total_loss"), ".4f")),
