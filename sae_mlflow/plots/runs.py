@@ -206,7 +206,7 @@ def _overlay_jobs(
 
 
 def _comparison_jobs(
-    store: Store,
+    store: "Store",
     rows: Sequence[RunRow],
     homes: Homes | None,
     choice: Choice,
