@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sae_mlflow import naming
 from sae_mlflow.errors import known
 from sae_mlflow.plots.choice import Choice, same_model
-from sae_mlflow.plots.frames import group_key
+from sae_mlflow.plots.frames import group_key, groups, setting_labels
 from sae_mlflow.tracking.contents import FINISHED, RunRow
 
 
@@ -34,8 +34,6 @@ def left_out(lost: Sequence[RunRow], drawn: Sequence[RunRow]) -> str:
         lost: of `unfinished`.
         drawn: the runs that are shown: what differs among all of them is named.
     """
-    from sae_mlflow.plots.frames import groups, setting_labels
-
     every = [[row] for row in (*lost, *(group[0] for group in groups(drawn, "latest")))]
     several = len({group[0].model for group in every}) > 1
     named: dict[str, None] = {}
