@@ -156,6 +156,11 @@ def test_long_names_of_a_few_layers_are_shortened_and_all_there(style):
     assert_readable(figure, load_style(style))
 
 
+def test_a_name_of_any_length_is_shortened_without_trying_each():
+    figure = by_layer([(f"layer{'x' * 50_000}", "a", 0, 32, 0.1)])
+    assert [text for text in words_of(figure, "default") if "…" in text]
+
+
 def test_the_axis_of_a_fraction_near_1_ends_there_and_shows_what_they_lack():
     points = [("layer1", "a", 0, 32, 0.1), ("layer2", "a", 0, 32, 0.2)]
     figure = by_layer(points, ce_loss_recovered=[0.975, 0.99])

@@ -1,6 +1,7 @@
 """What trainings came to, layer by layer: final metrics, and how many latents died."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -174,11 +175,14 @@ def _layer_axis(axes: Axes, style: Style, places: Mapping[str, int]) -> None:
 
 def _shortened(name: str, room: float, points: float) -> str:
     """A name's start and end, where all of it is wider than that many inches."""
-    short, most = name, len(name)
-    while inches(short, points) > room and most > 3:
-        most -= 1
-        short = f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
-    return short
+
+    def cut(most: int) -> str:
+        return f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
+
+    if len(name) <= 3 or inches(name, points) <= room:
+        return name
+    longer = bisect_right(range(4, len(name)), room, key=lambda most: inches(cut(most), points))
+    return cut(3 + longer)
 
 
 def absent(ends: pd.DataFrame, metrics: Sequence[str], style: Style) -> str:
