@@ -74,7 +74,7 @@ def test_a_training_under_way_keeps_its_own_and_one_that_was_killed_gives_them_u
         (run_id,) = folders(home)
         listed = said(home, "list")
         assert listed.startswith(run_id) and "tiny-llama  layer1  epoch " in listed
-        assert "being trained\n1 runs, " in listed
+        assert "being trained\n1 run, " in listed
         assert f"left    {run_id}: it is being trained\nfreed 0" in said(home, "prune", "--all")
         assert folders(home) == [run_id]
     finally:
