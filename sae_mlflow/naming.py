@@ -87,9 +87,14 @@ def hookpoint(layer: int | str) -> str:
     So does `layer10`, as a block is called in tables and tags. `layers` stands for the model's list
     of blocks, whatever the architecture calls it.
     """
-    text = re.sub(r"^layer(?=\d+$)", "", str(layer).strip())
+    text = _bare(str(layer).strip())
     is_number = text.isdecimal() and len(text) < 1000  # Python converts no longer one
     return f"layers.{int(text)}" if is_number else text
+
+
+def _bare(text: str) -> str:
+    """`layer10` as `10`; another text as it is."""
+    return re.sub(r"^layer(?=\d+$)", "", text)
 
 
 def parse_layers(text: str) -> tuple[int | str, ...]:
@@ -106,8 +111,8 @@ def parse_layers(text: str) -> tuple[int | str, ...]:
         elif dash and first.isdecimal():
             raise ValueError(f"has {part[:20]!r}, which is no range; write both ends, as in 3-7")
         else:
-            number = part.removeprefix("layer")
-            layers.append(_layer_number(number) if number.isdecimal() else part)
+            bare = _bare(part)
+            layers.append(_layer_number(bare) if bare.isdecimal() else bare)
     if not layers:
         raise ValueError("names no layer; write 10,15 or 3-7 or layers.10.mlp")
     return tuple(layers)
