@@ -127,14 +127,19 @@ def test_plotting_imports_neither_torch_nor_transformers():
         assert not heavy & {name, *reached_from(name, edges())}, name
 
 
+def printed(code):
+    """What a process of its own prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 def test_the_package_and_its_command_line_import_nothing_heavy():
     code = (
         "import sys, sae_mlflow, sae_mlflow.__main__, sae_mlflow.plot;"
         "heavy = {'torch', 'transformers', 'mlflow', 'pandas', 'matplotlib', 'plotly', 'datasets'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert printed(code) == "[]"
 
 
 def test_a_process_that_draws_loads_no_mlflow():
@@ -144,5 +149,4 @@ def test_a_process_that_draws_loads_no_mlflow():
         "import sae_mlflow.plots.compare.figures, sae_mlflow.plots.compare.page_content;"
         "print(sorted({'torch', 'transformers', 'mlflow', 'sqlalchemy'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert printed(code) == "[]"
