@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.style_parts import Panel, fill
-from sae_mlflow.plots.text_size import broken, inches
+from sae_mlflow.plots.text_size import broken, inches, without_middle
 
 _LEAST_PANEL = 0.3  # of a sheet of fixed width
 
@@ -161,7 +161,7 @@ def title_lines(template: str, values: Mapping[str, str], room: float, style: St
     fitting = int(3 * room / (inches(title, size, bold=True) / len(title)))
     most = max(20, fitting - (len(title) - len(model)) - 12)
     if len(model) > most:
-        short = f"{model[: most // 2]}…{model[-(most // 2) :]}"
+        short = without_middle(model, most // 2, most // 2)
         title = fill(template, **{**values, "model": short})
     return broken(title, room, size, bold=True)
 

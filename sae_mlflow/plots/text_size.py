@@ -1,6 +1,7 @@
 """How long a text is before it is drawn, and how it is broken so that it fits. Within a theme."""
 
 import textwrap
+from bisect import bisect_right
 
 import matplotlib
 from matplotlib.font_manager import FontProperties
@@ -13,6 +14,23 @@ def inches(text: str, points: float, bold: bool = False) -> float:
         family=matplotlib.rcParams["font.family"], size=points, weight="bold" if bold else "normal"
     )
     return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]) / 72
+
+
+def shortened(name: str, room: float, points: float) -> str:
+    """A name's start and end, where all of it is wider than `room` inches."""
+
+    def cut(most: int) -> str:
+        return without_middle(name, most // 2, (most - 1) // 2)
+
+    if len(name) <= 3 or inches(name, points) <= room:
+        return name
+    longer = bisect_right(range(4, len(name)), room, key=lambda most: inches(cut(most), points))
+    return cut(3 + longer)
+
+
+def without_middle(name: str, start: int, end: int) -> str:
+    """So many characters of a name's start, and so many of its end."""
+    return f"{name[:start]}…{name[len(name) - end :]}"
 
 
 def broken(text: str, room: float, points: float, bold: bool = False, most: int = 4) -> list[str]:

@@ -1,7 +1,6 @@
 """What trainings came to, layer by layer: final metrics, and how many latents died."""
 
 import re
-from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -18,7 +17,7 @@ from sae_mlflow.plots.panels import label_lines, place_axis_labels
 from sae_mlflow.plots.sheet import Rooms, Sheet, comparison_title, new_sheet, size_of
 from sae_mlflow.plots.style import Style
 from sae_mlflow.plots.style_values import Dash
-from sae_mlflow.plots.text_size import inches
+from sae_mlflow.plots.text_size import inches, shortened
 from sae_mlflow.plots.value_axis import fit_values
 
 DEAD_METRICS = (("dead_fraction",), ("val_dead_fraction",), ("latents_dead_fraction",))
@@ -42,20 +41,14 @@ def by_layer(
     metrics, lines = metrics_of(ends, wanted), lines_of(ends)
     looks = category_looks(style, list(lines))
     places = places_of(layers_of(ends))
-    several = any((over_seeds_of(ends, metric)["seeds"] > 1).any() for metric in metrics)
+    drawn = [{n: values_by_layer(e, metric) for n, e in lines.items()} for metric in metrics]
+    several = any((line["seeds"] > 1).any() for each in drawn for line in each.values())
     said = " · ".join(filter(None, (note, SEEDS if several else "")))
     with style.theme():
         room = legend_room(style, list(lines)) if len(lines) > 1 else 0.0
         sheet = _sheet(style, metrics, title, [said, absent(ends, metrics, style)], room)
-        for axes, metric in zip(sheet.panels, metrics, strict=False):
-            _draw(
-                axes,
-                style,
-                metric,
-                places,
-                {n: values_by_layer(e, metric) for n, e in lines.items()},
-                looks,
-            )
+        for axes, metric, each in zip(sheet.panels, metrics, drawn, strict=False):
+            _draw(axes, style, metric, places, each, looks)
         for axes in sheet.panels[len(metrics) :]:
             axes.set_visible(False)
         place_axis_labels(style, sheet.panels[: len(metrics)])
@@ -160,7 +153,7 @@ def _layer_axis(axes: Axes, style: Style, places: Mapping[str, int]) -> None:
     size, width = style.points("tick"), size_of(axes)[0]
     gap, inch = 0.12 * size / 9, width / (last - first)
     room = max(width / len(places) - gap, 0.6 * size / 9)
-    names = [_shortened(layer.removeprefix("layer"), room, size) for layer in places]
+    names = [shortened(layer.removeprefix("layer"), room, size) for layer in places]
     longest = max(inches(name, size) for name in names)
     named: dict[int, str] = {}
     for name, place in zip(names, places.values(), strict=True):
@@ -171,18 +164,6 @@ def _layer_axis(axes: Axes, style: Style, places: Mapping[str, int]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(list(named)))
     axes.xaxis.set_major_formatter(lambda at, _: named.get(round(at), ""))
     axes.set_xlabel("layer")
-
-
-def _shortened(name: str, room: float, points: float) -> str:
-    """A name's start and end, where all of it is wider than that many inches."""
-
-    def cut(most: int) -> str:
-        return f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
-
-    if len(name) <= 3 or inches(name, points) <= room:
-        return name
-    longer = bisect_right(range(4, len(name)), room, key=lambda most: inches(cut(most), points))
-    return cut(3 + longer)
 
 
 def absent(ends: pd.DataFrame, metrics: Sequence[str], style: Style) -> str:

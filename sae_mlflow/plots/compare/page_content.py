@@ -20,7 +20,7 @@ from sae_mlflow.plots.compare.page_views import (
     ridge_view,
 )
 from sae_mlflow.plots.compare.pages import ComparisonPage
-from sae_mlflow.plots.compare.pareto import FRONTIER, best_of, drawn_of, points
+from sae_mlflow.plots.compare.pareto import FRONTIER, has_frontier, points
 from sae_mlflow.plots.compare.pareto_looks import looks_of
 from sae_mlflow.plots.compare.pareto_view import SYMBOLS, pareto_view
 from sae_mlflow.plots.compare.tables import FINAL_METRICS
@@ -103,9 +103,8 @@ def _add_categories(page: ComparisonPage, entries: Entries, names: Sequence[str]
 def _add_pareto(page: ComparisonPage, entries: Entries) -> None:
     table = points(page.table)
     looks = looks_of(table, page.style)
-    several, faint = table["model"].nunique() > 1, page.style.colours.faint
-    for kind, look in looks.kinds.items():
-        label = " · ".join(kind if several else kind[1:])
+    faint = page.style.colours.faint
+    for (kind, look), label in zip(looks.kinds.items(), looks.names, strict=True):
         if looks.key:
             entries.add("kinds", kind, faint, label=label, symbol=SYMBOLS[look])
         else:
@@ -113,5 +112,5 @@ def _add_pareto(page: ComparisonPage, entries: Entries) -> None:
     for layer, look in looks.layers.items():
         colour, symbol = (look, "circle") if looks.key else (faint, SYMBOLS[look])
         entries.add("layers", layer, colour, symbol=symbol)
-    if any(len(best_of(table, name)) > 1 for name in drawn_of(table)):
+    if has_frontier(table):
         entries.add("frontier", FRONTIER, faint)

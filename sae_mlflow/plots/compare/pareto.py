@@ -83,7 +83,7 @@ def pareto(ends: pd.DataFrame, title: tuple[str, str], note: str, style: Style) 
     drawn = drawn_of(table)
     looks = looks_of(table, style)
     with style.theme():
-        entries = _entries(style, looks, any(len(best_of(table, name)) > 1 for name in drawn))
+        entries = _entries(style, looks, has_frontier(table))
         bar = LayerKey.bar_room(style) if looks.key else 0.0
         room = legend_room(style, [str(entry.get_label()) for entry in entries])
         width, height = style.sizes.history_panel
@@ -118,6 +118,11 @@ def best_of(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """The rows of the frontier, by rising L0."""
     there = there_of(table, name)
     return there.iloc[frontier(there["l0"].tolist(), there[name].tolist())]
+
+
+def has_frontier(table: pd.DataFrame) -> bool:
+    """Whether it is a line in some panel; of one point nothing is drawn."""
+    return any(len(best_of(table, name)) > 1 for name in drawn_of(table))
 
 
 def there_of(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -180,9 +185,7 @@ def l0_range(low: float, high: float) -> tuple[float, float]:
 
 
 def _entries(style: Style, looks: Looks, with_frontier: bool) -> list[Line2D]:
-    models = {model for model, _ in looks.kinds}
     faint, size = style.colours.faint, 3.2 * style.lines.width * style.factor
-    names = [" · ".join(kind if len(models) > 1 else kind[1:]) for kind in looks.kinds]
 
     def markers(labels: Sequence[str], markers: Iterable[str]) -> list[Line2D]:
         return [
@@ -191,10 +194,10 @@ def _entries(style: Style, looks: Looks, with_frontier: bool) -> list[Line2D]:
         ]
 
     if looks.key:
-        entries = markers(names, looks.kinds.values())
+        entries = markers(looks.names, looks.kinds.values())
     else:
         colours = looks.kinds.values()
-        entries = [handle(n, c, linewidth=2) for n, c in zip(names, colours, strict=True)]
+        entries = [handle(n, c, linewidth=2) for n, c in zip(looks.names, colours, strict=True)]
         if len(looks.layers) > 1:
             entries += markers(list(looks.layers), looks.layers.values())
     best = handle(FRONTIER, faint, linewidth=2.2 * style.lines.width, alpha=0.35)

@@ -22,6 +22,12 @@ class Looks:
     key: LayerKey | None
     """Whose colour bar names the layers, where they are many."""
 
+    @property
+    def names(self) -> list[str]:
+        """Of the kinds, in their order; with the model where there are several."""
+        several = len({model for model, _ in self.kinds}) > 1
+        return [" · ".join(kind if several else kind[1:]) for kind in self.kinds]
+
     def of(self, model: str, architecture: str, layer: str) -> tuple[str, str]:
         """A point's colour and marker."""
         kind, place = self.kinds[model, architecture], self.layers[layer]
