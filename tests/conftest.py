@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import pytest
@@ -108,3 +109,22 @@ def tiny_settings(tiny_model: Path, text_file: Path) -> Callable[..., "object"]:
         return Settings.model_validate(data)
 
     return make
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures as they were saved, in order; drawn in this process."""
+    from matplotlib.figure import Figure
+
+    from sae_mlflow.plots import drawing
+
+    saved: list[Figure] = []
+    save = Figure.savefig
+
+    def keep(figure: Figure, *args: object, **kwargs: object) -> None:
+        saved.append(figure)
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    monkeypatch.setattr(drawing, "PROCESSES", 1)
+    return saved

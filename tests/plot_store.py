@@ -7,9 +7,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from sae_mlflow.history import write_history
 from sae_mlflow.tracking.contents import ROLE_LAYER, ROLE_SWEEP
 from sae_mlflow.tracking.open_run import OpenRun
 from sae_mlflow.tracking.store import Store
@@ -94,3 +96,18 @@ def new_experiment(store: Store, name: str) -> str:
     folder = Path(store.uri.removeprefix("sqlite:///")).parent / "artifacts" / name
     client = MlflowClient(store.uri)
     return client.create_experiment(name, artifact_location=folder.as_uri())
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def write_histories(folder: Path, layers: Sequence[str] = ("layer9", "layer10")) -> Path:
+    for layer in layers:
+        write_history(folder / f"{layer}_training_history.json", history(3))
+    return folder
+
+
+def lines(figure: Figure) -> dict[str, list[float]]:
+    lines = [line for line in figure.axes[0].lines if line.get_label().startswith("layer")]
+    return {line.get_label(): line.get_ydata().tolist() for line in lines}
